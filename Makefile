@@ -1,0 +1,50 @@
+# make demo [DATA=DIR]    the package's whole job on real data, three minutes
+# make test [DATA=DIR]    lint, types and every test
+# make check              lint and types alone
+# make soak               every test, the slow ones and many more random examples too
+# make contract [FAMILY='eunnet*']   timm's own model tests on our models
+# make golden             rewrite tests/golden.json after a deliberate change
+# All of them make .venv first; it needs Python 3.10 or newer and a package registry.
+
+PYTHON ?= python3
+JOBS ?= 2
+DATA ?=
+FAMILY ?= *
+BIN := .venv/bin
+
+# Named after the content and the place, not the time: a checkout or a copy of the folder changes the times.
+STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
+
+.DEFAULT_GOAL := test
+.PHONY: demo test check soak contract golden clean
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "nf-zoo: error: Python 3.10 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@rm -f .venv/installed-* && touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m nf_zoo.demo --output demo-output $(if $(DATA),--data-dir '$(DATA)')
+
+test: check
+	$(if $(DATA),NF_ZOO_DATA='$(abspath $(DATA))') $(BIN)/python -m pytest -q -n $(JOBS)
+
+check: $(STAMP)
+	$(BIN)/python -m ruff format --check --quiet
+	$(BIN)/python -m ruff check --quiet
+	$(BIN)/python -m mypy
+
+soak: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m '' --timeout 1800 --hypothesis-profile soak
+
+contract: $(STAMP)
+	$(BIN)/python tests/contract.py '$(FAMILY)'
+
+golden: $(STAMP)
+	$(BIN)/python -m tests.golden
+
+clean:
+	rm -rf .venv build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
