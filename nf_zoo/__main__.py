@@ -1,0 +1,7 @@
+"""`python -m nf_zoo` is the command `nf-zoo`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,273 @@
+"""Convolutions that normalise their weight or their input instead of their output.
+
+Each is an ``nn.Conv2d`` with the same weight and bias; ``fuse()`` gives the plain convolution that computes the same,
+where there is one (timm's ``reparameterize_model`` calls it by that name).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError, nearest
+
+NORMS = ('sample', 'tensor', 'l2')
+# Var(gamma a(x)) = 1 for x ~ N(0, 1): Brock, De, Smith (2021), section 4.3, with the sampled values of their code.
+GAMMA = {'relu': 1.7139588594436646, 'silu': 1.7881293296813965}
+
+
+class WeightConv2d(nn.Conv2d):
+    """A convolution with the weight W' = ``effective_weight()``, a function of the stored one."""
+
+    def effective_weight(self) -> Tensor:
+        """Weight that the convolution applies, of the stored weight's shape (out, in / groups, kh, kw)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """The plain convolution with this weight and bias."""
+        return plain_conv(self, self.effective_weight(), self.bias)
+
+
+def plain_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """An ``nn.Conv2d`` of the same geometry, device, dtype and mode as ``like``, with copies of ``weight`` and ``bias``."""
+    assert not isinstance(like.padding, str)
+    conv = nn.Conv2d(
+        like.in_channels,
+        like.out_channels,
+        like.kernel_size,  # type: ignore[arg-type]
+        stride=like.stride,  # type: ignore[arg-type]
+        padding=like.padding,  # type: ignore[arg-type]
+        dilation=like.dilation,  # type: ignore[arg-type]
+        groups=like.groups,
+        bias=bias is not None,
+        device='meta',
+    )
+    conv.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
+    return conv.train(like.training)
+
+
+def scaled(weight: Tensor, bias: Tensor | None, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias times a scalar. Multiplying the convolution's output instead would keep it for backward."""
+    if factor is None:
+        return weight, bias
+    return factor * weight, factor * bias if bias is not None else None
+
+
+class AffineConv2d(nn.Conv2d):
+    """A plain convolution that takes what is added and multiplied around it as arguments: its features stay as they are.
+
+    A pass over the features for each of them would keep one more copy for backward.
+    """
+
+    def forward(
+        self, x: Tensor, factor: Tensor | None = None, pre: Tensor | None = None, post: Tensor | None = None
+    ) -> Tensor:
+        """factor * conv(x + pre) + post: a scalar, and biases of one element or one per channel."""
+        return self.affine(x, factor, pre, post)
+
+    def affine(self, x: Tensor, factor: Tensor | None, pre: Tensor | None, post: Tensor | None) -> Tensor:
+        weight, bias = scaled(self.weight, self.bias, factor)
+        if pre is not None:
+            # Only where nothing is padded can the bias pass the convolution.
+            if self.kernel_size == (1, 1):
+                shift = (weight * pre.view(1, -1, 1, 1)).sum((1, 2, 3))
+                bias = shift if bias is None else bias + shift
+            else:
+                x = x + pre.view(-1, 1, 1)
+        if post is not None:
+            bias = post.expand(self.out_channels) if bias is None else bias + post
+        return self._conv_forward(x, weight, bias)
+
+
+class ScaledStdConv2d(WeightConv2d):
+    r"""Scaled weight standardisation: :math:`W' = g \gamma (W - \mu) / \sqrt{N (\sigma^2 + \epsilon)}`.
+
+    :math:`\mu` and :math:`\sigma^2` (biased) of each output channel, N its fan-in, g a learned gain per output channel.
+    Brock, De, Smith (2021), section 4.3, in timm's form: the constant gamma of the activation, and a block's beta, are
+    in the convolution, where they cost nothing.
+
+    Args:
+        gamma: Constant factor of the weight.
+        gain_init: Initial value of every gain; 0 makes the convolution's output start as its bias.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, *args: Any, gamma: float = 1.0, gain_init: float = 1.0, eps: float = 1e-5, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.scale = gamma * self.weight[0].numel() ** -0.5
+        self.eps = eps
+        self.gain = nn.Parameter(torch.full_like(self.weight[:, :1, :1, :1], gain_init))
+
+    def effective_weight(self) -> Tensor:
+        # One fused kernel: standardising a weight's rows is batch normalisation of them as channels.
+        rows = self.weight.reshape(1, self.weight.shape[0], -1)
+        gain = (self.gain * self.scale).view(-1)
+        return F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=self.eps).view_as(self.weight)
+
+
+class WeightNormConv2d(WeightConv2d):
+    """Weight normalisation: W' = g v / |v|, |v| the norm of an output channel's weights. Salimans, Kingma (2016).
+
+    ``weight`` is v, ``gain`` is g, one per output channel; it starts as |v|, so that W' = v.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.gain = nn.Parameter(self.norm().detach())
+
+    def norm(self) -> Tensor:
+        """|v| (out, 1, 1, 1)."""
+        return torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
+
+    def effective_weight(self) -> Tensor:
+        return self.weight * (self.gain / self.norm())
+
+
+class WSConv2d(WeightConv2d):
+    r"""Scaled weight standardisation as released: :math:`W' = g (W - \mu) / \sqrt{\max(N \sigma^2, \epsilon)}`.
+
+    As :class:`ScaledStdConv2d`, but without gamma, and with another guard against a constant weight.
+    """
+
+    def __init__(self, *args: Any, eps: float = 1e-4, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.eps = eps
+        self.gain = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
+
+    def effective_weight(self) -> Tensor:
+        var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), unbiased=False, keepdim=True)
+        scale = self.gain * torch.rsqrt((self.weight[0].numel() * var).clamp(min=self.eps))
+        return (self.weight - mean) * scale
+
+
+def standardize(x: Tensor, norm: str, eps: float) -> Tensor:
+    """Normalise features (N, C, H, W): per image ('sample'), over the whole batch ('tensor'), or per pixel ('l2')."""
+    if norm == 'sample':
+        return F.group_norm(x, 1, None, None, eps)
+    if norm == 'tensor':
+        var, mean = torch.var_mean(x, unbiased=False)
+        return (x - mean) * torch.rsqrt(var + eps)
+    return F.normalize(x, p=2.0, dim=1)
+
+
+class _InputNormConv(torch.autograd.Function):
+    """conv2d(standardize(x)) that keeps x alone for backward.
+
+    Autograd would keep the normalised input too: as much memory again as the network without normalisation needs.
+    Recomputing it is one cheap pass.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]
+    ) -> Tensor:
+        ctx.args = norm, eps, conv, None if bias is None else bias.dtype
+        if norm == 'sample':
+            y, *statistics = _group_norm(x, eps)
+        else:
+            y, statistics = standardize(x, norm, eps), []
+        ctx.save_for_backward(x, weight, *statistics)
+        return F.conv2d(y, weight, bias, *conv)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *statistics = ctx.saved_tensors
+        norm, eps, (stride, padding, dilation, groups), bias_dtype = ctx.args
+        needs = ctx.needs_input_grad[:3]
+        if statistics:
+            mean, rstd = (t.view(-1, 1, 1, 1) for t in statistics)
+            y = torch.addcmul(-mean * rstd, x, rstd)
+        else:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(needs[0])
+                y = standardize(x, norm, eps)
+        # Under autocast the gradient has the convolution's dtype, the parameters have their own.
+        grad_y, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            y.detach().to(grad.dtype),
+            weight.to(grad.dtype),
+            [weight.shape[0]],
+            stride,
+            padding,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            list(needs),
+        )
+        grad_x = None
+        if needs[0]:
+            grad_y = grad_y.to(y.dtype)
+            if statistics:
+                grad_x = _group_norm_backward(grad_y, x, *statistics)
+            else:
+                grad_x = torch.autograd.grad(y, x, grad_y)[0]
+        if needs[1]:
+            grad_weight = grad_weight.to(weight.dtype)
+        if needs[2]:
+            grad_bias = grad_bias.to(bias_dtype)
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+# One group is the per-image standardisation; its kernel is the fast one on CPUs.
+
+
+def _group_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, h, w = x.shape
+    return torch.native_group_norm(x, None, None, n, c, h * w, 1, eps)
+
+
+def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    mask = [True, False, False]
+    return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, None, n, c, h * w, 1, mask)[0]
+
+
+def _lean_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]
+) -> Tensor:
+    return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
+
+
+torch.fx.wrap('_lean_conv')
+
+
+class InputNormConv2d(nn.Conv2d):
+    r"""EUNConv: :math:`y = W (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`. Nguyen et al. (2023), equation 8.
+
+    Args:
+        norm: What :math:`\mu, \sigma` are taken over. 'sample': C, H, W of each image. 'tensor': the whole batch, as the
+            official code does, so that an image's output depends on its neighbours. 'l2': the paper's appendix, unit
+            L2 norm over the channels of each pixel, no mean.
+        eps: Added to the variance ('sample', 'tensor').
+
+    Raises:
+        UserError: unknown ``norm``.
+    """
+
+    def __init__(self, *args: Any, norm: str = 'sample', eps: float = 1e-5, **kwargs: Any):
+        if norm not in NORMS:
+            raise UserError(f"norm='{norm}': use one of {', '.join(NORMS)}{nearest(str(norm), NORMS)}")
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.eps = eps
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """``factor``: a scalar for weight and bias."""
+        weight, bias = scaled(self.weight, self.bias, factor)
+        if not torch.jit.is_scripting():
+            if torch.is_grad_enabled() and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+                geometry = (self.stride, self.padding, self.dilation, self.groups)
+                return _lean_conv(x, weight, bias, self.norm, self.eps, geometry)
+        return self._conv_forward(standardize(x, self.norm, self.eps), weight, bias)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, norm={self.norm}'

@@ -1,0 +1,99 @@
+"""Drop-in for the names that timm owns."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from timm.models import nfnet
+
+import nf_zoo  # noqa: F401
+
+OWNED = [n for n in nf_zoo.list_models() if hasattr(nfnet, n)]
+SMALL = [n for n in OWNED if n in ('nf_resnet26', 'nf_seresnet26', 'nf_regnet_b0')]
+
+
+def randomized(name: str) -> torch.nn.Module:
+    """timm's own model with every gain and bias away from its initial value."""
+    torch.manual_seed(1)
+    model = getattr(nfnet, name)().eval()
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith('gain'):
+                parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+            elif key.endswith('bias'):
+                parameter.copy_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize('name', OWNED)
+def test_same_keys_shapes_and_cfg(name):
+    ours, theirs = timm.create_model(name, device='meta'), getattr(nfnet, name)(device='meta')
+    assert type(ours).__module__.startswith('nf_zoo')
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    assert ours.feature_info == theirs.feature_info.info if hasattr(theirs.feature_info, 'info') else True
+
+
+@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_same_logits_and_features(name, dtype, tolerance):
+    theirs = randomized(name).to(dtype)
+    ours = timm.create_model(name).to(dtype).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(2, 3, 96, 96, dtype=dtype)
+    with torch.no_grad():
+        pairs = [(ours(x), theirs(x)), (ours.forward_features(x), theirs.forward_features(x))]
+        pairs += zip(
+            ours.forward_intermediates(x, intermediates_only=True),
+            theirs.forward_intermediates(x, intermediates_only=True),
+            strict=True,
+        )
+    for mine, yours in pairs:
+        assert (mine - yours).abs().max() <= tolerance * yours.abs().max()
+
+
+@pytest.mark.parametrize('output_stride', [8, 16])
+def test_same_logits_dilated(output_stride):
+    theirs = nfnet.nf_resnet26(output_stride=output_stride).double().eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours = timm.create_model('nf_resnet26', output_stride=output_stride).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        assert (ours(x) - theirs(x)).abs().max() <= 1e-10 * theirs(x).abs().max()
+
+
+def test_timms_keywords_go_to_timm():
+    model = timm.create_model('nf_resnet26', skipinit=True, act_layer='silu', device='meta')
+    assert isinstance(model, nfnet.NormFreeNet)
+    assert isinstance(timm.create_model('nf_resnet26', attn_layer='eca', device='meta'), nfnet.NormFreeNet)
+    assert not isinstance(timm.create_model('nf_resnet26', depths=(1, 1, 1, 1), device='meta'), nfnet.NormFreeNet)
+
+
+def test_timms_tags_and_cfgs_stay():
+    """The registry before and after the import of nf_zoo, read in a process that has not imported it."""
+    code = (
+        'import json, timm; from timm.models._registry import _model_pretrained_cfgs as c, _model_has_pretrained as h\n'
+        'def state(): return {k: c[k].to_dict() for k in c}, sorted(h), timm.list_models(), timm.list_models(pretrained=True)\n'
+        'before = state(); import nf_zoo; after = state()\n'
+        'ours = set(nf_zoo.list_models())\n'
+        'json.dump(dict(\n'
+        ' cfgs=all(after[0][k] == v for k, v in before[0].items()), tags=set(before[1]) <= set(after[1]),\n'
+        ' lost=sorted(set(before[2]) - set(after[2])), foreign=sorted(set(after[2]) - set(before[2]) - ours),\n'
+        ' nf50=timm.get_pretrained_cfg("nf_resnet50.ra2_in1k").hf_hub_id), __import__("sys").stdout)'
+    )
+    done = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == dict(
+        cfgs=True, tags=True, lost=[], foreign=[], nf50='timm/nf_resnet50.ra2_in1k'
+    )
+
+
+def test_unknown_tag_is_refused():
+    with pytest.raises(RuntimeError, match='no_such_tag'):
+        timm.create_model('eunnet50.no_such_tag', device='meta')
+    with pytest.raises(ValueError, match='no_such_tag'):
+        timm.create_model('eunnet50.no_such_tag', pretrained=True)
