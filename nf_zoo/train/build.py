@@ -1,0 +1,174 @@
+"""From a recipe to its parts: device, data, model, optimizer, loss."""
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import Mixup, resolve_data_config
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from torch import nn
+
+from ..errors import CheckFailed, UserError, nearest
+from .data import Data, MemoryData, load_dataset
+from .folder import FolderData, open_folders
+from .groups import parameter_groups
+from .recipe import Recipe
+
+Log = Callable[[str], None]
+
+
+def build_device(recipe: Recipe) -> torch.device:
+    name = recipe.device
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        return torch.empty((), device=name).device
+    except (RuntimeError, AssertionError):
+        raise UserError(f'device {recipe.device!r} is not there; use --device cpu') from None
+
+
+def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
+    """The model on the CPU, its weights drawn from torch's global generator."""
+    name = recipe.model
+    if ':' not in name and not timm.is_model(name):
+        raise UserError(f'unknown model {name!r}{nearest(name.split(".")[0], timm.list_models())}')
+    weights = recipe.initial_checkpoint
+    if weights and not weights.endswith('.safetensors'):
+        raise UserError(f'initial_checkpoint {weights}: only .safetensors files are read')
+    if weights and not Path(weights).is_file():
+        raise UserError(f'initial_checkpoint {weights}: no such file')
+    given = {
+        'num_classes': recipe.num_classes or num_classes,
+        'in_chans': recipe.in_chans,
+        'drop_rate': recipe.drop,
+        'drop_path_rate': recipe.drop_path,
+        'checkpoint_path': weights,
+        **recipe.model_kwargs,
+    }
+    try:
+        model = timm.create_model(name, recipe.pretrained, **{k: v for k, v in given.items() if v is not None})
+    except (TypeError, RuntimeError) as error:
+        if isinstance(error, CheckFailed):
+            raise
+        raise UserError(f'{name}: {" ".join(str(error).split())}') from None
+    if model.num_classes < num_classes:
+        raise UserError(f'{name} has {model.num_classes} classes, the data set {num_classes}; leave num_classes out')
+    return model
+
+
+def read_sets(recipe: Recipe) -> tuple[Any, Any]:
+    """The training and the validation set, both with ``classes``: two `MemorySet`, or two torchvision ImageFolder."""
+    if recipe.dataset == 'folder':
+        if recipe.train_sizes:
+            raise UserError('train_sizes is for in-memory sets; folder images are resized to img_size')
+        return open_folders(recipe.data_dir, recipe.train_split, recipe.val_split)
+    options = {'download': recipe.dataset_download}
+    train, val = (load_dataset(recipe.dataset, recipe.data_dir, split, **options) for split in ('train', 'validation'))
+    return train, val
+
+
+def build_data(recipe: Recipe, sets: tuple[Any, Any], config: dict[str, Any], device: torch.device) -> Data:
+    """Batches from ``sets``; ``config`` is timm's data config."""
+    train, val = sets
+    if recipe.dataset == 'folder':
+        return FolderData(train, val, recipe, config, device)
+    if recipe.train_sizes and (recipe.img_size or recipe.input_size):
+        raise UserError("train_sizes are sizes of the data set's own pixels; leave img_size and input_size out")
+    side = val.images.shape[-1]
+    too_big = [s for s in recipe.train_sizes.values() if not 0 < s <= side + 2 * recipe.crop_pad]
+    if too_big:
+        raise UserError(
+            f'train_sizes: {too_big[0]} is not within the padded image ({side + 2 * recipe.crop_pad} pixels)'
+        )
+    return MemoryData(
+        train,
+        val,
+        batch_size=recipe.batch_size,
+        val_batch_size=recipe.validation_batch_size or recipe.batch_size,
+        mean=config['mean'],
+        std=config['std'],
+        device=device,
+        size=recipe.input_size[-1] if recipe.input_size else recipe.img_size,
+        crop_pad=recipe.crop_pad,
+        hflip=recipe.hflip,
+        train_sizes=recipe.train_sizes,
+        seed=recipe.seed,
+    )
+
+
+def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict[str, Any]:
+    """timm's data config: the recipe's keys before the model's; an in-memory set's own size before both."""
+    config = resolve_data_config({k: v for k, v in recipe.as_dict().items() if v is not None}, model=model)
+    if recipe.dataset != 'folder' and not recipe.input_size and not recipe.img_size:
+        config['input_size'] = tuple(sets[1].images.shape[1:])
+    return config
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    if recipe.opt.removeprefix('lookahead_') not in list_optimizers():
+        raise UserError(f'unknown optimizer {recipe.opt!r}{nearest(recipe.opt, list_optimizers())}')
+    groups = parameter_groups(model, recipe.weight_decay)
+    options = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe), **recipe.opt_kwargs}
+    try:
+        return create_optimizer_v2(groups, **options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f'optimizer {recipe.opt}: {error}') from None
+
+
+def learning_rate(recipe: Recipe) -> float:
+    """``lr``, or ``lr_base`` scaled by the images of an update as timm's train.py scales it."""
+    if recipe.lr is not None:
+        return recipe.lr
+    adaptive = any(word in recipe.opt.lower() for word in ('ada', 'lamb'))
+    ratio = recipe.batch_size * recipe.grad_accum_steps / recipe.lr_base_size
+    return recipe.lr_base * (ratio**0.5 if (recipe.lr_base_scale or ('sqrt' if adaptive else '')) == 'sqrt' else ratio)
+
+
+def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    if not (recipe.mixup or recipe.cutmix):
+        return None
+    if recipe.batch_size % 2:
+        raise UserError(f'mixup and cutmix need an even batch_size, not {recipe.batch_size}')
+    return Mixup(
+        mixup_alpha=recipe.mixup,
+        cutmix_alpha=recipe.cutmix,
+        prob=recipe.mixup_prob,
+        switch_prob=recipe.mixup_switch_prob,
+        mode=recipe.mixup_mode,
+        label_smoothing=recipe.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def build_loss(recipe: Recipe) -> nn.Module:
+    if recipe.mixup or recipe.cutmix:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(recipe.smoothing) if recipe.smoothing else nn.CrossEntropyLoss()
+
+
+def build_autocast(recipe: Recipe, device: torch.device, log: Log) -> Callable[[], AbstractContextManager]:
+    """A maker of autocast contexts in bfloat16, or of empty ones where the device has no bfloat16 instructions."""
+    if not recipe.amp:
+        return nullcontext
+    if not _has_bf16(device):
+        log(f'{device.type} has no bfloat16 instructions: training in float32')
+        return nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == 'cpu':
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` as they come back from JSON, where keys are strings."""
+    return json.loads(json.dumps(settings))

@@ -1,0 +1,35 @@
+"""``nf-zoo train``."""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+
+from .engine import train
+from .progress import Interrupted
+from .recipe import add_options, load_recipe
+
+_EXAMPLE = """example:
+  nf-zoo train configs/cifar10/eunnet20_cifar.yaml --data-dir data --output runs/eunnet20
+  nf-zoo train configs/cifar10/eunnet20_cifar.yaml --data-dir data --output runs/eunnet20 --resume"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train by a recipe; returns the exit code. Raises as `train` does."""
+    parser = ArgumentParser(
+        prog='nf-zoo train',
+        usage='%(prog)s RECIPE --output RUN [--data-dir DIR] [--resume] [any key of a recipe]',
+        description='Train a model by a recipe. Every key of a recipe is an option too, which overrides it.',
+        epilog=_EXAMPLE,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('recipe', metavar='RECIPE', help='YAML file, such as those in configs/')
+    add_options(parser)
+    options = vars(parser.parse_args(argv))
+    recipe = load_recipe(options.pop('recipe'), options)
+    try:
+        train(recipe, log=lambda line: print(line, flush=True))
+    except KeyboardInterrupt as stopped:
+        print(f'nf-zoo: {stopped if isinstance(stopped, Interrupted) else "stopped"}', file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,62 @@
+"""Scoring a model on a whole validation set."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from timm.data import resolve_data_config
+from torch import nn
+from torch.nn import functional as F
+
+from .data import Batch, MemoryData, load_dataset
+
+Autocast = Callable[[], AbstractContextManager]
+
+
+@torch.inference_mode()
+def score(model: nn.Module, batches: Iterable[Batch], autocast: Autocast = nullcontext) -> dict[str, float]:
+    """top1 and top5 in percent, mean cross-entropy ``loss``, images ``n``; the model's mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    totals, n = torch.zeros(()), 0
+    for x, y in batches:
+        with autocast():
+            logits = model(x)
+        logits = logits.float()
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
+        loss = F.cross_entropy(logits, y, reduction='sum')
+        totals = totals + torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
+        n += len(y)
+    model.train(was_training)
+    top1, top5, loss = totals.tolist()
+    return {'top1': 100 * top1 / n, 'top5': 100 * top5 / n, 'loss': loss / n, 'n': n}
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: str,
+    data_dir: str | Path | None = None,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    download: bool = False,
+) -> dict[str, float]:
+    """Score ``model`` on the validation split of an in-memory set, at the size, mean and deviation of its cfg.
+
+    Returns top1 and top5 in percent, the mean cross-entropy ``loss`` and the number of images ``n``. The model stays
+    where it is unless ``device`` is given. Raises `UserError` as `load_dataset` does.
+    """
+    device = torch.device(device) if device else next(model.parameters()).device
+    config = resolve_data_config(model=model)
+    data = MemoryData(
+        None,
+        load_dataset(dataset, data_dir, 'validation', download=download),
+        batch_size=batch_size,
+        val_batch_size=batch_size,
+        mean=config['mean'],
+        std=config['std'],
+        device=device,
+        size=config['input_size'][-1],
+    )
+    return score(model.to(device), data.val_batches())

@@ -1,0 +1,63 @@
+"""What a run shows while it trains, and how it is stopped."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run in ``folder`` was stopped by Ctrl-C or SIGTERM after its checkpoint was written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f'stopped; everything is saved in {folder}: repeat the command with --resume to continue')
+
+
+class StopSignal:
+    """While entered, Ctrl-C and SIGTERM set ``asked``; a second Ctrl-C interrupts at once."""
+
+    asked = False
+
+    def __enter__(self) -> 'StopSignal':
+        self.previous: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Progress:
+    """A bar over the updates of one epoch with loss, images a second and time left; without a bar, lines of the log."""
+
+    def __init__(self, title: str, start: int, total: int, log: Callable[[str], None], bar: bool | None) -> None:
+        self.title, self.total, self.log = title, total, log
+        shown = sys.stderr.isatty() if bar is None else bar
+        self.bar = tqdm(desc=title, initial=start, total=total, leave=False, unit='step') if shown else None
+
+    def __enter__(self) -> 'Progress':
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def report(self, done: int, loss: float, rate: float) -> None:
+        """``done`` updates of the epoch are done, at a mean ``loss`` and ``rate`` images a second."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(f'loss {loss:.4f}, {rate:.0f} images/s', refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif done < self.total:
+            self.log(f'{self.title}: update {done}/{self.total}, loss {loss:.4f}, {rate:.0f} images/s')

@@ -1,0 +1,134 @@
+"""What a run leaves behind for its reader: summary.csv, times.csv, curves.png and result.json."""
+
+import csv
+import io
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from ..errors import UserError
+from ..files import write_whole
+
+Row = dict[str, Any]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write ``rows``, with the first one's keys as the header; floats so that they read back exactly."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def read_csv(path: Path) -> list[Row]:
+    """The rows of a file of numbers; none when there is no such file."""
+    if not path.exists():
+        return []
+    with open(path, newline='', encoding='utf-8') as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+class Clock:
+    """Keeps times.csv, the one file of a run that differs between repetitions: a row for each epoch or part of one."""
+
+    def __init__(self, path: Path, rows: list[Row], epoch: int, update: int) -> None:
+        self.path, self.rows = path, rows
+        self.row: Row = {'epoch': epoch, 'first_update': update, 'last_update': update}
+        self.began = time.perf_counter()
+
+    def trained(self, update: int) -> None:
+        """The epoch's training ended, or was stopped, after ``update`` updates of the run."""
+        seconds = time.perf_counter() - self.began
+        self.row.update(last_update=update, train_seconds=round(seconds, 3), eval_seconds=0.0)
+        self.rows.append(self.row)
+        write_csv(self.path, self.rows)
+
+    def evaluated(self) -> float:
+        """The epoch is over; returns its seconds."""
+        seconds = time.perf_counter() - self.began
+        self.row['eval_seconds'] = round(seconds - self.row['train_seconds'], 3)
+        write_csv(self.path, self.rows)
+        return seconds
+
+
+def draw_curves(path: Path, rows: Sequence[Row], title: str) -> str | None:
+    """Draw loss and accuracy against the epoch. Returns a line for the log when matplotlib is missing."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return f"no {path.name}: it needs matplotlib (pip install 'nf-zoo[plot]')"
+    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    FigureCanvasAgg(figure)
+    losses, accuracies = figure.subplots(1, 2)
+    epochs = [row['epoch'] + 1 for row in rows]
+    lines = [
+        (losses, 'train_loss', 'training'),
+        (losses, 'eval_loss', 'validation'),
+        (losses, 'ema_loss', 'validation, EMA'),
+        (accuracies, 'eval_top1', 'top 1'),
+        (accuracies, 'eval_top5', 'top 5'),
+        (accuracies, 'ema_top1', 'top 1, EMA'),
+    ]
+    for axes, key, label in lines:
+        if key in rows[0]:
+            axes.plot(epochs, [row[key] for row in rows], label=label, marker='.' if len(rows) < 4 else None)
+    losses.set_ylabel('loss')
+    accuracies.set_ylabel('validation accuracy / %')
+    for axes in (losses, accuracies):
+        axes.set_xlabel('epoch')
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, format='png', dpi=120)
+    write_whole(path, picture.getvalue())
+    return None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_whole(path, (json.dumps(content, indent=2) + '\n').encode())
+
+
+def hardware(device: torch.device) -> str:
+    """Name of the processor that trained, such as ``Intel Xeon, 2 threads``."""
+    if device.type == 'cuda':
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            name = next((line.split(':', 1)[1].strip() for line in file if line.startswith('model name')), name)
+    except OSError:
+        pass
+    return f'{name}, {torch.get_num_threads()} threads of {os.cpu_count()} processors'
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {'python': platform.python_version(), 'torch': torch.__version__, 'timm': timm.__version__}
+    for package in ('torchvision', 'nf-zoo'):
+        try:
+            found[package.replace('-', '_')] = version(package)
+        except PackageNotFoundError:  # run from a checkout that isn't installed
+            pass
+    return found
+
+
+def tensorboard(folder: Path) -> Any:
+    """A SummaryWriter into ``folder``. Raises `UserError` without tensorboard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("log_tensorboard needs tensorboard: pip install 'nf-zoo[train]'") from None
+    return SummaryWriter(str(folder / 'tensorboard'))

@@ -1,0 +1,269 @@
+"""The loop: the same as a plain one, its schedule is timm's, and what it leaves behind is true."""
+
+import csv
+import errno
+import hashlib
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from train_toys import run_toy, toy_recipe, toy_set, toys  # noqa: F401
+
+import nf_zoo  # noqa: F401
+from nf_zoo.errors import CheckFailed, UserError
+from nf_zoo.train import data as data_module
+from nf_zoo.train import evaluate, load_recipe, main, train
+from nf_zoo.train.data import MemoryData, seed_everything
+
+pytestmark = pytest.mark.usefixtures('toys')
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    with open(run / 'summary.csv', newline='') as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def trained(run: Path, **options: Any) -> torch.nn.Module:
+    model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1], num_classes=3, **options)
+    model.load_state_dict(load_file(run / 'model.safetensors'))
+    return model
+
+
+def test_it_computes_what_a_plain_loop_computes(tmp_path: Path) -> None:
+    run_toy(tmp_path, sched='none', weight_decay=0.1, smoothing=0.0)
+    seed_everything(42)
+    model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1], num_classes=3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1)
+    cfg = model.pretrained_cfg
+    data = MemoryData(
+        toy_set(None, True, False),
+        toy_set(None, False, False),
+        batch_size=8,
+        val_batch_size=8,
+        mean=cfg['mean'],
+        std=cfg['std'],
+        device=torch.device('cpu'),
+        seed=42,
+    )
+    for epoch in range(2):
+        total = 0.0
+        for x, y in data.train_batches(epoch, 0):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            total += loss.item()
+        assert rows(tmp_path)[epoch]['train_loss'] == pytest.approx(total / 5, rel=1e-12)
+    for name, value in load_file(tmp_path / 'model.safetensors').items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_the_results_are_reproduced_by_the_saved_weights(tmp_path: Path) -> None:
+    result = run_toy(tmp_path, smoothing=0.0)
+    assert json.loads((tmp_path / 'result.json').read_text()) == result
+    weights = (tmp_path / 'model.safetensors').read_bytes()
+    assert (result['sha256'], result['bytes']) == (hashlib.sha256(weights).hexdigest(), len(weights))
+    assert (result['train_n'], result['metrics']['n'], result['steps']) == (41, 11, 10)
+    assert result['classes'] == ['red', 'green', 'blue'] and result['input_size'] == [3, 16, 16]
+    model = trained(tmp_path)
+    model.pretrained_cfg['input_size'] = (3, 16, 16)
+    found = evaluate(model, 'toys', batch_size=4)
+    assert found['n'] == 11
+    assert {key: found[key] for key in ('top1', 'top5')} == {key: result['metrics'][key] for key in ('top1', 'top5')}
+    assert found['loss'] == pytest.approx(result['metrics']['loss'], rel=1e-5)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    result = run_toy(tmp_path, epochs=6, hflip=0.0)
+    assert result['metrics']['top1'] == 100
+
+
+def test_the_folder_is_complete_and_the_recipe_in_it_repeats_the_run(tmp_path: Path) -> None:
+    run_toy(tmp_path / 'a')
+    names = {path.name for path in (tmp_path / 'a').iterdir()}
+    files = 'recipe.yaml summary.csv times.csv checkpoints model.safetensors curves.png result.json'
+    assert names == set(files.split())
+    again = load_recipe(tmp_path / 'a' / 'recipe.yaml', {'output': str(tmp_path / 'b')})
+    train(again, log=lambda line: None, bar=False)
+    for name in ('summary.csv', 'model.safetensors'):
+        assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+
+
+def test_result_and_checkpoints_hold_no_path_of_the_machine(tmp_path: Path) -> None:
+    run_toy(tmp_path, data_dir=str(tmp_path / 'somewhere'))
+    for path in [tmp_path / 'result.json', *(tmp_path / 'checkpoints').glob('*.json')]:
+        assert str(tmp_path) not in path.read_text()
+
+
+def test_the_learning_rate_follows_timms_schedule(tmp_path: Path) -> None:
+    run_toy(tmp_path, epochs=4, warmup_epochs=1, warmup_lr=0.01, min_lr=0.001, lr=0.05)
+    # the rate of each epoch's last update; 5 updates an epoch, the first 5 a straight line from 0.01
+    expected = [0.01 + 4 / 5 * 0.04]
+    expected += [0.001 + 0.049 / 2 * (1 + math.cos(math.pi * u / 20)) for u in (9, 14, 19)]
+    assert [row['lr'] for row in rows(tmp_path)] == pytest.approx(expected)
+
+
+def test_accumulated_gradients_equal_a_large_batch(tmp_path: Path) -> None:
+    options = {'sched': 'none', 'epochs': 1, 'lr': 0.01}
+    run_toy(tmp_path / 'large', batch_size=8, **options)
+    run_toy(tmp_path / 'parts', batch_size=4, grad_accum_steps=2, **options)
+    large, parts = (load_file(tmp_path / name / 'model.safetensors') for name in ('large', 'parts'))
+    for name in large:
+        torch.testing.assert_close(parts[name], large[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_moving_average_is_the_result(tmp_path: Path) -> None:
+    plain = run_toy(tmp_path / 'plain')
+    still = run_toy(tmp_path / 'still', model_ema=True, model_ema_decay=0.0)
+    run_toy(tmp_path / 'slow', model_ema=True, model_ema_decay=0.9)
+    weights = {name: load_file(tmp_path / name / 'model.safetensors') for name in ('plain', 'still', 'slow')}
+    assert all(torch.equal(weights['plain'][k], weights['still'][k]) for k in weights['plain'])
+    assert not all(torch.equal(weights['plain'][k], weights['slow'][k]) for k in weights['plain'])
+    assert plain['metrics'] == still['metrics']
+    last = rows(tmp_path / 'slow')[-1]
+    assert {'eval_top1', 'ema_top1', 'ema_loss'} <= last.keys() and last['ema_loss'] != last['eval_loss']
+
+
+def test_agc_leaves_the_classifier_alone(tmp_path: Path) -> None:
+    frozen = {'sched': 'none', 'epochs': 1, 'weight_decay': 0.0}
+    run_toy(tmp_path, clip_grad=1e-9, clip_mode='agc', **frozen)
+    seed_everything(42)
+    start = timm.create_model('eunnet20_cifar', depths=[1, 1, 1], num_classes=3).state_dict()
+    for name, value in load_file(tmp_path / 'model.safetensors').items():
+        moved = float((value - start[name]).abs().max())
+        assert moved > 1e-4 if name.startswith('head.') else moved < 1e-6, name
+
+
+def test_a_method_may_initialise_itself_from_the_first_batch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    kind = type(timm.create_model('eunnet20_cifar', depths=[1, 1, 1]))
+    monkeypatch.setattr(kind, 'init_from_data', lambda self, x: seen.append(x), raising=False)
+    run_toy(tmp_path)
+    run_toy(tmp_path, resume=True)
+    assert [x.shape for x in seen] == [(8, 3, 16, 16)]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed) as caught:
+        run_toy(tmp_path, lr=1e30, sched='none')
+    message = str(caught.value)
+    assert 'epoch 1, update' in message and 'lr 1e+30' in message and '--clip-grad' in message and '\n' not in message
+    assert not (tmp_path / 'model.safetensors').exists()
+    assert not list(tmp_path.glob('checkpoints/*'))
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / 'file').write_text('mine')
+    with pytest.raises(UserError, match='cannot write .*; free space or choose another folder'):
+        run_toy(tmp_path / 'file' / 'run')
+    with pytest.raises(UserError, match='give --output RUN'):
+        train(toy_recipe(tmp_path).with_options({'output': ''}))
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_a_full_disk_is_one_line_and_leaves_whole_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, written = os.fsync, []
+
+    def fsync(number: int) -> None:
+        written.append(number)
+        if len(written) > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(number)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(UserError, match='No space left on device'):
+        run_toy(tmp_path / 'run')
+    monkeypatch.undo()
+    assert not list((tmp_path / 'run').rglob('.*'))
+    monkeypatch.setitem(data_module._LOADERS, 'toys', toy_set)
+    run_toy(tmp_path / 'whole')
+    run_toy(tmp_path / 'run', resume=True)
+    assert (tmp_path / 'run/summary.csv').read_bytes() == (tmp_path / 'whole/summary.csv').read_bytes()
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'model': 'eunnet20_cifarr', 'model_kwargs': {}}, "did you mean 'eunnet20_cifar'"),
+        ({'model_kwargs': {'dephts': [1]}}, 'dephts'),
+        ({'dataset': 'toy'}, "unknown data set 'toy'"),
+        ({'opt': 'sgdd'}, "unknown optimizer 'sgdd'; did you mean"),
+        ({'opt_kwargs': {'nestrov': True}}, 'nestrov'),
+        ({'batch_size': 64}, 'lower batch_size'),
+        ({'batch_size': 5, 'mixup': 1.0}, 'even batch_size'),
+        ({'train_sizes': {0: 25}}, 'train_sizes: 25'),
+        ({'train_sizes': {0: 12}, 'img_size': 32}, 'leave img_size'),
+        ({'num_classes': 2}, 'leave num_classes out'),
+        ({'initial_checkpoint': 'weights.pth'}, 'only .safetensors'),
+        ({'initial_checkpoint': 'none.safetensors'}, 'initial_checkpoint none.safetensors: no such file'),
+        ({'device': 'warp'}, "device 'warp' is not there"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_leaves_nothing(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        run_toy(tmp_path / 'run', **options)
+    assert said in str(caught.value) and '\n' not in str(caught.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_initial_weights_are_taken_from_a_safetensors_file(tmp_path: Path) -> None:
+    run_toy(tmp_path / 'a')
+    weights = str(tmp_path / 'a' / 'model.safetensors')
+    run_toy(tmp_path / 'b', initial_checkpoint=weights, lr=0.0, epochs=1, sched='none')
+    assert (tmp_path / 'b' / 'model.safetensors').read_bytes() == Path(weights).read_bytes()
+
+
+def test_without_matplotlib_a_line_says_so_and_the_run_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    said: list[str] = []
+    train(toy_recipe(tmp_path, epochs=1), log=said.append, bar=False)
+    assert any("pip install 'nf-zoo[plot]'" in line for line in said)
+    assert (tmp_path / 'result.json').exists() and not (tmp_path / 'curves.png').exists()
+
+
+def test_without_tensorboard_log_tensorboard_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(UserError, match=r"pip install 'nf-zoo\[train\]'"):
+        run_toy(tmp_path / 'run', log_tensorboard=True)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_float32_is_used_where_bfloat16_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('nf_zoo.train.build._has_bf16', lambda device: False)
+    said: list[str] = []
+    train(toy_recipe(tmp_path / 'a', epochs=1, amp=True), log=said.append, bar=False)
+    assert said[0] == 'cpu has no bfloat16 instructions: training in float32'
+    monkeypatch.setattr('nf_zoo.train.build._has_bf16', lambda device: True)
+    run_toy(tmp_path / 'b', epochs=1, amp=True)
+    assert rows(tmp_path / 'a') != rows(tmp_path / 'b')
+
+
+def test_the_bar_shows_loss_and_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(toy_recipe(tmp_path, epochs=1), log=lambda line: None, bar=True)
+    shown = capsys.readouterr().err
+    assert 'epoch 1/1' in shown and 'loss ' in shown and 'images/s' in shown
+
+
+def test_the_command_line_overrides_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / 'recipe.yaml'
+    path.write_text(
+        'model: eunnet20_cifar\ndataset: toys\nepochs: 50\nbatch_size: 8\nmodel_kwargs: {depths: [1, 1, 1]}\n'
+    )
+    argv = '--epochs 1 --model-ema --mean 0.5 0.5 0.5 --warmup-epochs 0 --device cpu --train-sizes'.split()
+    argv += ['{0: 12}']
+    assert main([str(path), '--output', str(tmp_path / 'run'), *argv]) == 0
+    found = load_recipe(tmp_path / 'run' / 'recipe.yaml')
+    assert (found.epochs, found.model_ema, found.mean, found.train_sizes) == (1, True, (0.5, 0.5, 0.5), {0: 12})
+    assert 'epoch 1/1' in capsys.readouterr().out

@@ -1,0 +1,86 @@
+"""Image folders: the same batches whatever the number of workers, and one line for what can't be read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nf_zoo.errors import UserError
+from nf_zoo.train import Recipe
+from nf_zoo.train.data import Batch
+from nf_zoo.train.folder import FolderData, open_folders
+
+CONFIG = {
+    'input_size': (3, 16, 16),
+    'interpolation': 'bilinear',
+    'mean': (0.5, 0.5, 0.5),
+    'std': (0.5, 0.5, 0.5),
+    'crop_pct': 1.0,
+}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, n in (('train', 5), ('validation', 3)):
+        for name in ('cat', 'dog'):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+    return tmp_path
+
+
+def make(images: Path, **options: object) -> FolderData:
+    recipe = Recipe(
+        model='x', dataset='folder', data_dir=str(images), batch_size=2, workers=0, aa='rand-m9-n2', reprob=0.5
+    ).with_options(options)
+    sets = open_folders(recipe.data_dir, recipe.train_split, recipe.val_split)
+    return FolderData(*sets, recipe, CONFIG, torch.device('cpu'))
+
+
+def equal(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, v) and torch.equal(y, w) for (x, y), (v, w) in zip(a, b, strict=True)
+    )
+
+
+def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_starts(images: Path) -> None:
+    alone = list(make(images).train_batches(1, 0))
+    assert [tuple(x.shape) for x, _ in alone] == [(2, 3, 16, 16)] * 5
+    torch.rand(3)
+    assert equal(list(make(images, workers=2).train_batches(1, 0)), alone)
+    assert equal(list(make(images).train_batches(1, 2)), alone[2:])
+
+
+def test_another_epoch_or_seed_gives_other_batches(images: Path) -> None:
+    first = list(make(images).train_batches(1, 0))
+    assert not equal(list(make(images).train_batches(2, 0)), first)
+    assert not equal(list(make(images, seed=1).train_batches(1, 0)), first)
+
+
+def test_validation_is_every_image_once_in_order(images: Path) -> None:
+    batches = list(make(images, validation_batch_size=4).val_batches())
+    assert torch.cat([y for _, y in batches]).tolist() == [0, 0, 0, 1, 1, 1]
+    assert equal(list(make(images, validation_batch_size=4, workers=2).val_batches()), batches)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_damaged_image_is_one_line_with_its_path(images: Path, workers: int) -> None:
+    broken = images / 'train' / 'dog' / '3.png'
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError) as caught:
+        list(make(images, workers=workers).train_batches(0, 0))
+    assert str(caught.value) == f'{broken}: not a readable image; repair or remove it'
+
+
+def test_missing_folders_and_differing_classes_are_one_line(images: Path) -> None:
+    with pytest.raises(UserError, match='no class folders with images there'):
+        make(images, val_split='test')
+    with pytest.raises(UserError, match='--data-dir'):
+        open_folders(None, 'train', 'validation')
+    (images / 'validation' / 'dog').rename(images / 'validation' / 'dogs')
+    with pytest.raises(UserError, match='differ in the classes dog, dogs'):
+        make(images)

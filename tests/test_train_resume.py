@@ -1,0 +1,167 @@
+"""A run that was stopped, killed or damaged continues to exactly the files of the uninterrupted run."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_toys import run_toy, toy_recipe, toys  # noqa: F401
+
+from nf_zoo.errors import UserError
+from nf_zoo.train import Interrupted, train
+
+pytestmark = pytest.mark.usefixtures('toys')
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    'plain': {},
+    'everything': {
+        'model': 'test_resnet',  # batch normalization: buffers too
+        'model_kwargs': {},
+        'drop': 0.2,
+        'opt': 'adamw',
+        'lr': 1e-3,
+        'mixup': 0.5,
+        'cutmix': 1.0,
+        'model_ema': True,
+        'model_ema_decay': 0.8,
+        'grad_accum_steps': 2,
+        'batch_size': 4,
+        'train_sizes': {0: 12, 1: 16},
+        'clip_grad': 0.1,
+        'clip_mode': 'agc',
+    },
+    'epoch schedule': {'sched_on_updates': False, 'sched': 'step', 'decay_epochs': 1, 'channels_last': False},
+}
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """Every file that must not depend on when or in how many pieces the run was done."""
+    files = [run / 'summary.csv', run / 'model.safetensors', *sorted((run / 'checkpoints').glob('*'))[-2:]]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def stop_at(recipe: Any, line_start: str) -> None:
+    """Run until the log says ``line_start``, and press Ctrl-C there."""
+
+    def log(line: str) -> None:
+        if line.startswith(line_start):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, log=log, bar=False)
+    assert '--resume' in str(stopped.value) and '\n' not in str(stopped.value)
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
+@pytest.mark.parametrize('where', ['epoch 1/2: update 2/5', 'epoch 1/2: update 4/5', 'epoch 2/2: update 1/5'])
+def test_ctrl_c_and_resume_equal_the_uninterrupted_run(tmp_path: Path, variant: str, where: str) -> None:
+    options = VARIANTS[variant]
+    run_toy(tmp_path / 'whole', **options)
+    stop_at(toy_recipe(tmp_path / 'pieces', **options), where)
+    run_toy(tmp_path / 'pieces', resume=True, **options)
+    assert outcome(tmp_path / 'pieces') == outcome(tmp_path / 'whole')
+
+
+def test_sigterm_saves_too_and_the_old_handlers_come_back(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def log(line: str) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(toy_recipe(tmp_path), log=log, bar=False)
+    assert [p.name for p in (tmp_path / 'checkpoints').glob('*.json')] == ['00000001.json']
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import nf_zoo
+from nf_zoo.train import data, train
+from train_toys import toy_recipe, toy_set
+
+def log(line):
+    if line.startswith('epoch 2/2: update 3/5'):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+data._LOADERS['toys'] = toy_set
+train(toy_recipe(Path(sys.argv[1])), log=log, bar=False)
+"""
+
+
+def test_kill_9_and_resume_equal_the_uninterrupted_run(tmp_path: Path) -> None:
+    run_toy(tmp_path / 'whole')
+    here = Path(__file__).parent
+    env = {**os.environ, 'PYTHONPATH': f'{here.parent}{os.pathsep}{here}'}
+    child = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path / 'killed')], env=env)
+    assert child.returncode == -signal.SIGKILL
+    run_toy(tmp_path / 'killed', resume=True)
+    assert outcome(tmp_path / 'killed') == outcome(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda folder: (folder / '00000010.safetensors').write_bytes(b''),
+        lambda folder: flip(folder / '00000010.safetensors', -5),
+        lambda folder: flip(folder / '00000010.json', -60),
+        lambda folder: (folder / '00000010.json').write_text('{'),
+        lambda folder: (folder / '00000010.safetensors').unlink(),
+    ],
+    ids=['empty', 'flipped tensor', 'flipped json', 'torn json', 'missing'],
+)
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: Any) -> None:
+    run_toy(tmp_path / 'run')
+    whole = outcome(tmp_path / 'run')
+    damage(tmp_path / 'run' / 'checkpoints')
+    said: list[str] = []
+    train(toy_recipe(tmp_path / 'run', resume=True), log=said.append, bar=False)
+    assert said[0] == 'checkpoint 00000010 is damaged: going back to the one before'
+    assert outcome(tmp_path / 'run') == whole
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_overwritten(tmp_path: Path) -> None:
+    run_toy(tmp_path)
+    for file in (tmp_path / 'checkpoints').glob('*.json'):
+        file.write_text('')
+    summary = (tmp_path / 'summary.csv').read_bytes()
+    with pytest.raises(UserError, match='every checkpoint is damaged'):
+        run_toy(tmp_path, resume=True)
+    assert (tmp_path / 'summary.csv').read_bytes() == summary
+
+
+def test_a_run_is_not_overwritten_and_not_continued_with_other_settings(tmp_path: Path) -> None:
+    run_toy(tmp_path, epochs=1)
+    with pytest.raises(UserError, match='already holds a run: continue it with --resume'):
+        run_toy(tmp_path, epochs=1)
+    with pytest.raises(UserError, match=r'other settings \(lr 0.05 -> 0.1\)'):
+        run_toy(tmp_path, epochs=1, lr=0.1, resume=True)
+
+
+def test_resume_of_a_finished_run_repeats_its_result(tmp_path: Path) -> None:
+    first = run_toy(tmp_path, epochs=1)
+    files = outcome(tmp_path)
+    assert run_toy(tmp_path, epochs=1, resume=True) == first
+    assert outcome(tmp_path) == files
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
+    said: list[str] = []
+    train(toy_recipe(tmp_path / 'run', epochs=1, resume=True), log=said.append, bar=False)
+    assert 'no checkpoint yet' in said[0]
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    run_toy(tmp_path, epochs=4, checkpoint_hist=3)
+    names = sorted(p.name for p in (tmp_path / 'checkpoints').iterdir())
+    assert names == [f'{n:08d}.{kind}' for n in (10, 15, 20) for kind in ('json', 'safetensors')]
