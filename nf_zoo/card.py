@@ -1,0 +1,138 @@
+"""The model card of published weights: README.md with the metadata that the Hugging Face Hub reads."""
+
+from typing import Any
+
+_DATASETS = {'cifar10': ('uoft-cs/cifar10', 'CIFAR-10', 'test'), 'cifar100': ('uoft-cs/cifar100', 'CIFAR-100', 'test')}
+_METRICS = {'top1': 'Top-1 accuracy (%)', 'top5': 'Top-5 accuracy (%)', 'loss': 'Cross-entropy'}
+
+_BODY = """# {name_tag}
+
+{summary}
+
+## Use
+
+```python
+import nf_zoo, timm  # nf_zoo first: it registers the model in timm
+
+model = timm.create_model('{name_tag}', pretrained=True).eval()
+folded = nf_zoo.fold(model)  # the same answers, fewer operations
+```
+
+```sh
+pip install nf-zoo
+nf-zoo predict {name_tag} image.png
+nf-zoo export {name_tag} --pretrained -o {name}.onnx
+nf-zoo verify {name_tag}
+```
+
+A hub folder that is not part of the package is found through the environment variable `NF_ZOO_HUB` (a directory or
+`hf://ORG`). Loaded by name, the weights are hashed before they are used. The names `local-dir:FOLDER` and
+`hf-hub:ORG/{name_tag}` work too (after `import nf_zoo`), but go through timm unchanged, without a hash check.
+
+## Results
+
+{metrics}
+{curves}
+## Training
+
+{facts}
+
+```yaml
+{recipe}```
+
+## Files
+
+`model.safetensors`: {bytes:,} bytes, {dtype}, sha256 `{sha256}`.
+`manifest.json` has everything above in machine-readable form, and the hashes of all files. Licence: {license}.
+"""
+
+
+def render(manifest: dict[str, Any], curves: bool) -> str:
+    """README.md for a manifest; ``curves``: whether curves.png lies beside it."""
+    import yaml
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    name, name_tag = manifest['architecture'], f'{manifest["architecture"]}.{manifest["tag"]}'
+    dataset = manifest['dataset']
+    repo, title, split = _DATASETS.get(dataset, (None, dataset, 'validation'))
+    metrics = {key: manifest['metrics'][key] for key in _METRICS if manifest['metrics'].get(key) is not None}
+    n = manifest['metrics'].get('n')
+    results = [
+        EvalResult(
+            task_type='image-classification',
+            dataset_type=repo or dataset,
+            dataset_name=title,
+            dataset_split=split,
+            metric_type='accuracy' if key.startswith('top') else key,
+            metric_name=_METRICS[key],
+            metric_value=value,
+        )
+        for key, value in metrics.items()
+    ]
+    data = ModelCardData(
+        license=manifest['license'],
+        library_name='timm',
+        pipeline_tag='image-classification',
+        tags=['image-classification', 'timm', 'nf_zoo'],
+        datasets=[repo] if repo else None,
+        model_name=name_tag if results else None,
+        eval_results=results or None,
+    )
+    summary = f'`{name}`, {manifest["parameters"]:,} parameters, trained on {title} ({manifest["num_classes"]} classes)'
+    if 'top1' in metrics:
+        summary += f': {metrics["top1"]:.2f} % top-1' + (f' on {n:,} {split} images' if n else '')
+    facts = {
+        'Images': manifest.get('train_n'),
+        'Epochs': manifest.get('epochs'),
+        'Updates': manifest.get('steps'),
+        'Seed': manifest.get('seed'),
+        'Hardware': manifest.get('hardware'),
+        'Seconds': manifest.get('seconds'),
+        'Seconds an epoch': manifest.get('seconds_per_epoch'),
+        'Versions': ', '.join(f'{k} {v}' for k, v in manifest.get('versions', {}).items()),
+    }
+    shown = {_METRICS[key]: f'{value:.{2 if key.startswith("top") else 4}f}' for key, value in metrics.items()} | (
+        {'Images': n} if n else {}
+    )
+    body = _BODY.format(
+        **{key: manifest[key] for key in ('bytes', 'dtype', 'sha256', 'license')},
+        name=name,
+        name_tag=name_tag,
+        summary=f'{summary}.',
+        metrics=_table(shown),
+        curves='\n![loss and accuracy over the epochs](curves.png)\n' if curves else '',
+        facts=_table({key: _plain(value) for key, value in facts.items() if value not in (None, '')}),
+        recipe=yaml.safe_dump(manifest.get('recipe') or {}, sort_keys=False),
+    )
+    return str(ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}', ignore_metadata_errors=False))
+
+
+def metadata(card: bytes) -> dict[str, Any]:
+    """What the Hub reads from a card: ``license``, ``library_name``, and by name the metrics of its model-index.
+
+    Raises:
+        ValueError: it has no metadata, or none that the Hub takes.
+    """
+    import yaml
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard(card.decode()).data
+        results = data.get('eval_results') or []
+        metrics = {result.metric_name: result.metric_value for result in results}
+    except (AttributeError, LookupError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f'no metadata: {type(error).__name__}') from None
+    return {'license': data.get('license'), 'library_name': data.get('library_name'), 'metrics': metrics}
+
+
+def metric_names(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a manifest that a card shows, under the names that it shows."""
+    return {_METRICS[key]: metrics[key] for key in _METRICS if metrics.get(key) is not None}
+
+
+def _table(rows: dict[str, Any]) -> str:
+    return '\n'.join(['| | |', '|---|---|', *(f'| {key} | {value} |' for key, value in rows.items())])
+
+
+def _plain(value: Any) -> str:
+    return f'{value:.1f}' if isinstance(value, float) else str(value)

@@ -1,0 +1,225 @@
+"""What a published folder holds, made from a training run or from a model: weights, config, manifest and card."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from . import card
+from .errors import CheckFailed, UserError, nearest
+from .places import MANIFEST, DirPlace, parse, readable
+from .schema import FORMAT, read_json
+from .train.checkpoint import tensor_bytes
+from .weights import CARD, CONFIG, WEIGHTS, Found, parse_config
+
+CURVES = 'curves.png'
+DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a training: the keys of a run's result.json, which ``publish`` also takes as keywords."""
+
+    dataset: str = ''
+    classes: list[str] | None = None
+    num_classes: int | None = None
+    input_size: tuple[int, int, int] | None = None  # channels, height, width
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # top1, top5 in percent, loss, n images
+    train_n: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    seed: int | None = None
+    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float | None = None
+    seconds_per_epoch: float | None = None
+    hardware: str | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A folder that is ready to be written: its ``name.tag`` and its files."""
+
+    name_tag: str
+    manifest: dict[str, Any]
+    files: dict[str, bytes]
+
+    @property
+    def manifest_sha256(self) -> str:
+        return hashlib.sha256(self.files[MANIFEST]).hexdigest()
+
+
+def gather(
+    source: nn.Module | str | Path,
+    name: str | None,
+    tag: str | None,
+    dtype: str | None,
+    license: str,
+    facts: dict[str, Any],
+) -> Contents:
+    """The contents of the folder to publish; see ``hub.publish`` for the arguments.
+
+    Raises:
+        UserError: a run that isn't finished, or something that no hub would take.
+        CheckFailed: the run's weights are not those that it was measured with.
+    """
+    fields = [f.name for f in dataclasses.fields(Facts)]
+    for key in facts:
+        if key not in fields:
+            raise UserError(f'{key!r} is no fact of a training{nearest(key, fields)}')
+    if dtype not in (None, *DTYPES):
+        raise UserError(f'{dtype!r} is no dtype of weights; expected one of {", ".join(DTYPES)}')
+    curves = data = None
+    if isinstance(source, nn.Module):
+        model, known = source, Facts(**facts)
+        cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
+        architecture = cfg.get('architecture')
+        if not architecture:
+            raise UserError('the model was not made by timm.create_model, so that no config can be written for it')
+    else:
+        model, data, result = _read_run(Path(source))
+        known = Facts(**{key: result[key] for key in fields if key in result} | facts)
+        architecture = result['model'].partition('.')[0]
+        curves = Path(source) / CURVES
+    name, given = parse(name or architecture)
+    if name != architecture:
+        raise UserError(f'the weights are those of {architecture}, not of {name}')
+    if tag and given and tag != given:
+        raise UserError(f'two tags, {given} and {tag}; give one')
+    tag = tag or given or re.sub(r'[^A-Za-z0-9_.-]+', '_', known.dataset)
+    if not tag:
+        raise UserError('without a data set, the weights need a tag: name them NAME.TAG')
+    found = Found(DirPlace(Path()), name, parse(f'{name}.{tag}')[1] or '')
+
+    state = model.state_dict()
+    if data is None or dtype is not None:
+        cast = DTYPES[dtype] if dtype else None
+        state = {key: t.to(cast) if cast and t.is_floating_point() else t for key, t in state.items()}
+        data = tensor_bytes(state)
+    bad = next((key for key, t in state.items() if not t.isfinite().all()), None)
+    if bad:
+        raise UserError(f'{bad} of the weights is not finite; nothing to publish')
+    config = _config(model, known, found, license)
+    _, model_args = parse_config(config, found)  # what no reader would take is not published either
+    manifest = _manifest(model, known, found, license, data, state, model_args)
+    files = {WEIGHTS: data, CONFIG: config}
+    if curves is not None and curves.is_file():
+        files[CURVES] = _bytes_of(curves)
+    files[CARD] = card.render(manifest, CURVES in files).encode()
+    manifest['files'] = {key: hashlib.sha256(content).hexdigest() for key, content in sorted(files.items())}
+    files[MANIFEST] = json_bytes(manifest)
+    return Contents(found.name_tag, manifest, files)
+
+
+def json_bytes(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n').encode()
+
+
+def _read_run(run: Path) -> tuple[nn.Module, bytes, dict[str, Any]]:
+    if not (run / 'result.json').is_file():
+        raise UserError(f'{run} is no finished run (it has no result.json); train it to its end first')
+    result = read_json(_bytes_of(run / 'result.json'), run / 'result.json')
+    data = _bytes_of(run / WEIGHTS)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != result.get('sha256'):
+        raise CheckFailed(
+            f'{run / WEIGHTS} is not what was trained (sha256 {sha256} instead of {result.get("sha256")}); train again'
+        )
+    try:
+        name, recipe = result['model'].partition('.')[0], result.get('recipe') or {}
+        args = {**(recipe.get('model_kwargs') or {}), 'in_chans': result['input_size'][0]}
+        model = timm.create_model(name, num_classes=result['num_classes'], **args)
+        model.load_state_dict(safetensors.torch.load(data))
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
+        raise UserError(f'{run} does not describe its model ({reason[:200]}); train it again') from None
+    return model, data, result
+
+
+def _config(model: nn.Module, known: Facts, found: Found, license: str) -> bytes:
+    """timm's own config.json, so that ``local-dir:`` and ``hf-hub:`` work on the folder."""
+    from timm.models._hub import save_config_for_hf
+
+    if known.num_classes not in (None, model.num_classes):
+        raise UserError(f'the model has {model.num_classes} classes, the training {known.num_classes}')
+    if known.classes is not None and len(known.classes) != model.num_classes:
+        raise UserError(f'the model has {model.num_classes} classes, but {len(known.classes)} class names are given')
+    preprocessing = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+    data_config = {key: getattr(known, key) for key in preprocessing if getattr(known, key) is not None}
+    cfg: dict[str, Any] = {'tag': found.tag, 'license': license}
+    if known.dataset:  # a fine-tuned model still has the class names of the weights that it started from
+        source: Any = model.pretrained_cfg
+        cfg.update({key: None for key in ('label_names', 'label_descriptions') if source.get(key)})
+    with readable(Path(gettempdir())), TemporaryDirectory() as folder:
+        path = Path(folder) / CONFIG
+        model_config = {'pretrained_cfg': cfg, 'label_names': list(known.classes) if known.classes else None}
+        try:
+            save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
+        except (TypeError, ValueError) as error:
+            raise UserError(f'timm has no config for this model: {str(error).splitlines()[0]}') from None
+        return path.read_bytes()
+
+
+def _manifest(
+    model: nn.Module,
+    known: Facts,
+    found: Found,
+    license: str,
+    data: bytes,
+    state: dict[str, torch.Tensor],
+    model_args: dict[str, Any],
+) -> dict[str, Any]:
+    dtypes = {str(t.dtype).removeprefix('torch.') for t in state.values() if t.is_floating_point()}
+    recipe = dict(known.recipe)
+    if recipe.get('initial_checkpoint'):  # where it lay is nobody's business
+        recipe['initial_checkpoint'] = Path(recipe['initial_checkpoint']).name
+    manifest = {
+        'format': FORMAT,
+        'architecture': found.name,
+        'tag': found.tag,
+        'sha256': hashlib.sha256(data).hexdigest(),
+        'bytes': len(data),
+        'dtype': ', '.join(sorted(dtypes)),
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'license': license,
+        'dataset': known.dataset,
+        'num_classes': model.num_classes,
+        'model_args': model_args,
+        'metrics': dict(known.metrics),
+        'tolerance': _tolerance(known.metrics, dtypes),
+        'recipe': recipe,
+    }
+    for key in ('train_n', 'epochs', 'steps', 'seed', 'seconds', 'seconds_per_epoch', 'hardware', 'versions'):
+        if getattr(known, key) not in (None, {}):
+            manifest[key] = getattr(known, key)
+    return manifest
+
+
+def _tolerance(metrics: Mapping[str, float], dtypes: set[str]) -> dict[str, float]:
+    """By how much another machine's top-1 (points) may differ: one image in 2000, at least two; twice that in 16 bits.
+
+    Sums are rounded in another order there, which turns the few images whose two best logits are that close.
+    """
+    if 'top1' not in metrics or not metrics.get('n'):
+        return {}
+    points = max(0.05, 200 / metrics['n']) * (1 if dtypes <= {'float32', 'float64'} else 2)
+    return {'top1': round(points, 4)}
+
+
+def _bytes_of(path: Path) -> bytes:
+    with readable(path):
+        return path.read_bytes()

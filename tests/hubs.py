@@ -1,0 +1,99 @@
+"""Small hubs for tests."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import nf_zoo  # noqa: F401
+from nf_zoo import contents, places, weights
+
+NAME, TAG = 'eunnet20_cifar', 'toy'
+SMALL: dict[str, Any] = dict(depths=(1, 1, 1), num_classes=3)
+FACTS: dict[str, Any] = dict(
+    dataset='toy',
+    classes=['a', 'b', 'c'],
+    metrics={'top1': 62.5, 'top5': 100.0, 'loss': 1.0625, 'n': 8},
+    recipe={
+        'model': NAME,
+        'model_kwargs': {'depths': [1, 1, 1]},
+        'lr': 0.1,
+        'initial_checkpoint': '/home/me/x.safetensors',
+    },
+    seed=7,
+    epochs=2,
+    seconds=3.5,
+    hardware='a processor',
+    versions={'torch': '2.0'},
+)
+
+
+def make_model(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return timm.create_model(NAME, **SMALL).eval()
+
+
+@cache
+def toy() -> contents.Contents:
+    facts = dict(dataset='toy', classes=['a', 'b', 'c'], metrics={'top1': 50.0, 'n': 4})
+    return contents.gather(make_model(), NAME, TAG, None, 'apache-2.0', facts)
+
+
+def make_hub(root: Path) -> Path:
+    """A hub with the one folder NAME.TAG."""
+    folder = root / f'{NAME}.{TAG}'
+    folder.mkdir(parents=True)
+    for filename, data in toy().files.items():
+        (folder / filename).write_bytes(data)
+    return root
+
+
+def load(hub: Path) -> weights.Weights:
+    return weights.load(NAME, TAG, places.DirPlace(hub))
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
+    message = str(error.value)
+    assert message and '\n' not in message and len(message) < 1000
+    return message
+
+
+def rewrite(folder: Path, filename: str, data: bytes, **manifest: Any) -> None:
+    """Put ``data`` there as an attacker who owns the hub would: the manifest agrees."""
+    (folder / filename).write_bytes(data)
+    found = json.loads((folder / 'manifest.json').read_text())
+    found['files'][filename] = hashlib.sha256(data).hexdigest()
+    if filename == 'model.safetensors':
+        found |= {'bytes': len(data), 'sha256': found['files'][filename]}
+    (folder / 'manifest.json').write_text(json.dumps(found | manifest))
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob('*')) if p.is_file()}
+
+
+def make_run(folder: Path) -> Path:
+    """An output folder as ``nf-zoo train`` leaves it."""
+    folder.mkdir()
+    data = contents.tensor_bytes(make_model().state_dict())
+    (folder / 'model.safetensors').write_bytes(data)
+    (folder / 'curves.png').write_bytes(b'\x89PNG')
+    result = FACTS | {
+        'model': NAME,
+        'num_classes': 3,
+        'input_size': [3, 32, 32],
+        'mean': [0.1, 0.2, 0.3],
+        'std': [0.4, 0.5, 0.6],
+        'interpolation': 'bilinear',
+        'crop_pct': 1.0,
+        'train_n': 80,
+        'sha256': hashlib.sha256(data).hexdigest(),
+        'bytes': len(data),
+    }
+    (folder / 'result.json').write_text(json.dumps(result))
+    return folder
