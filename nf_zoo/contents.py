@@ -17,9 +17,9 @@ from torch import nn
 
 from . import card
 from .errors import CheckFailed, UserError, nearest
+from .files import tensor_bytes
 from .places import MANIFEST, DirPlace, parse, readable
 from .schema import FORMAT, read_json
-from .train.checkpoint import tensor_bytes
 from .weights import CARD, CONFIG, WEIGHTS, Found, parse_config
 
 CURVES = 'curves.png'

@@ -4,6 +4,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from safetensors.torch import save
+from torch import Tensor
+
 from .errors import UserError
 
 
@@ -21,3 +24,14 @@ def write_whole(path: Path, data: bytes) -> None:
         with suppress(OSError):
             beside.unlink()
         raise UserError(f'cannot write {path}: {error.strerror}; free space or choose another folder') from None
+
+
+def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """The tensors in safetensors' format, each contiguous and with storage of its own."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    owners: set[int] = set()
+    for name, t in plain.items():
+        if t.data_ptr() in owners:
+            plain[name] = t.clone()
+        owners.add(plain[name].data_ptr())
+    return save(plain, metadata={'format': 'pt'})

@@ -22,9 +22,9 @@ from torch import nn
 from . import card
 from .contents import Contents, gather, json_bytes
 from .errors import CheckFailed, UserError
+from .files import write_whole
 from .places import BUNDLED, MANIFEST, DirPlace, HfPlace, hf_errors, index, parse, place
 from .schema import read_json
-from .train.checkpoint import write_whole
 from .weights import CARD, CONFIG, INDEX_CFG, Folder, Found, Weights, cfg_of, load, locate, open_folder, parse_config
 
 _STALE = 3600  # seconds after which a hidden folder is what a killed publish left behind

@@ -9,7 +9,8 @@ transition block, whose shortcut h taps z (average pooling and a 1x1 convolution
 parameter-free shortcut). Else h is the identity of x. alpha = 0.2.
 
 Init: He fan-in normal (the standardisation makes it immaterial), the gain of the branch's last convolution 0, so that
-the network starts as the identity path; biases 0; classifier N(0, 0.01).
+the network starts as the identity path (CIFAR layouts: 1, for their zero-padded channels could not leave 0 again);
+biases 0; classifier N(0, 0.01).
 
 timm's form, with whose weights this is drop-in, differs from the paper's in this: the activation's constant gamma is in
 every convolution, the stem's too, instead of behind each activation; a zero gain replaces the SkipInit scalar; average
@@ -53,7 +54,8 @@ class NFBlock(nn.Module):
         self.beta = (1 + site.since * ALPHA**2) ** -0.5
         first = partial(ScaledStdConv2d, gamma=gamma * self.beta, **dd)
         conv = partial(ScaledStdConv2d, gamma=gamma, **dd)
-        last = partial(conv, gain_init=0.0)
+        # A zero-padded channel is exactly 0, where ReLU passes no gradient: with zero gain it would stay 0 for ever.
+        last = partial(conv, gain_init=1.0 if site.padded else 0.0)
         self.downsample = shortcut(site, partial(pooled_projection, conv=first))
         # A convolution of the shortcut would bring gamma and beta; zero padding has to be given them.
         self.shortcut_gain = gamma * self.beta if isinstance(self.downsample, PadShortcut) else 1.0

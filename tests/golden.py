@@ -13,7 +13,7 @@ PATH = Path(__file__).with_name('golden.json')
 
 
 def measure(name: str) -> dict[str, int]:
-    """Parameters, and MACs of convolutions and linear layers for one image of the default size. Nothing is allocated."""
+    """Parameters, and MACs of convolutions and linear layers for one image of the default size; allocates nothing."""
     model = timm.create_model(name, device='meta').eval()
     x = torch.empty(1, *model.pretrained_cfg['input_size'], device='meta')
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

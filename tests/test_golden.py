@@ -3,10 +3,9 @@
 import json
 
 import pytest
+from golden import PATH, measure
 
 import nf_zoo
-
-from golden import PATH, measure
 
 GOLDEN = json.loads(PATH.read_text())
 

@@ -10,22 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import write_whole
-
-
-def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
-    """The tensors in safetensors' format, each contiguous and with storage of its own."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    owners: set[int] = set()
-    for name, t in plain.items():
-        if t.data_ptr() in owners:
-            plain[name] = t.clone()
-        owners.add(plain[name].data_ptr())
-    return save(plain, metadata={'format': 'pt'})
+from ..files import tensor_bytes, write_whole
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> None:

@@ -20,9 +20,9 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import nn
 
 from ..errors import CheckFailed, UserError
-from ..files import write_whole
+from ..files import tensor_bytes, write_whole
 from . import build, report
-from .checkpoint import load_newest, optimizer_state, restore_optimizer, save_checkpoint, tensor_bytes
+from .checkpoint import load_newest, optimizer_state, restore_optimizer, save_checkpoint
 from .data import seed_everything
 from .evaluation import score
 from .progress import Interrupted, Progress, StopSignal
@@ -40,7 +40,7 @@ def train(recipe: Recipe, *, log: build.Log = print, bar: bool | None = None) ->
     if not str(recipe.output):
         raise UserError('where should the run go? give --output RUN')
     _claim(run, recipe)
-    return _Run(recipe, run, log, bar).fit()
+    return Run(recipe, run, log, bar).fit()
 
 
 def _claim(run: Path, recipe: Recipe) -> None:
@@ -51,14 +51,18 @@ def _claim(run: Path, recipe: Recipe) -> None:
             torn.unlink()
 
 
-class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, log: build.Log, bar: bool | None) -> None:
+class Run:
+    """A training run in its folder. ``sets``: a training and a validation set, else those that the recipe names."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, log: build.Log, bar: bool | None, sets: tuple[Any, Any] | None = None
+    ) -> None:
         self.recipe, self.folder, self.log, self.bar = recipe, folder, log, bar
         found = load_newest(folder / 'checkpoints') if recipe.resume else None
         if found:
             self._same_settings(found[1]['settings'])
         self.device = build.build_device(recipe)
-        sets = build.read_sets(recipe)
+        sets = sets or build.read_sets(recipe)
         seed_everything(recipe.seed)
         self.model = build.build_model(recipe, len(sets[0].classes))
         self.num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
@@ -110,7 +114,7 @@ class _Run:
             self.mixup.mixup_enabled = False
         self.model.train()
         try:
-            train_loss = self._updates(epoch, stop)
+            train_loss = self.train_epoch(epoch, stop)
         finally:
             clock.trained(self.updates)
         if self.scheduler:
@@ -141,7 +145,7 @@ class _Run:
     def _score(self, model: nn.Module) -> dict[str, float]:
         return score(model, self._laid_out(self.data.val_batches()), self.autocast)
 
-    def _updates(self, epoch: int, stop: StopSignal) -> float:
+    def train_epoch(self, epoch: int, stop: StopSignal) -> float:
         """Train from ``self.updates`` to the end of ``epoch``; returns the epoch's mean loss."""
         recipe, model, optimizer = self.recipe, self.model, self.optimizer
         accumulate = recipe.grad_accum_steps

@@ -1,0 +1,121 @@
+"""Convolutions against their equations, in float64."""
+
+import itertools
+
+import pytest
+import timm.layers
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nf_zoo.convs import NORMS, InputNormConv2d, ScaledStdConv2d, standardize
+
+SHAPE = dict(in_channels=4, out_channels=6, kernel_size=3, stride=2, padding=1, groups=2)
+
+
+def eunconv(**kwargs) -> InputNormConv2d:
+    return InputNormConv2d(**{**SHAPE, **kwargs}, dtype=torch.float64)
+
+
+def by_equation(x: torch.Tensor, norm: str, eps: float) -> torch.Tensor:
+    """Equation 8, in the three readings of mu and sigma, one image at a time."""
+    if norm == 'tensor':
+        return (x - x.mean()) / (((x - x.mean()) ** 2).mean() + eps).sqrt()
+    if norm == 'l2':
+        return x / x.square().sum(1, keepdim=True).sqrt()
+    return torch.stack([(i - i.mean()) / (((i - i.mean()) ** 2).mean() + eps).sqrt() for i in x])
+
+
+@pytest.mark.parametrize('norm', NORMS)
+def test_eunconv_is_equation_8(norm):
+    conv = eunconv(norm=norm)
+    x = 3 + 2 * torch.randn(3, 4, 7, 6, dtype=torch.float64)
+    expected = F.conv2d(by_equation(x, norm, conv.eps), conv.weight, conv.bias, 2, 1, 1, 2)
+    torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():  # the path without a graph
+        torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(('norm', 'bias'), list(itertools.product(NORMS, [True, False])))
+def test_eunconv_gradients(norm, bias):
+    conv = eunconv(norm=norm, bias=bias)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    factor = torch.tensor(-1.3, dtype=torch.float64, requires_grad=True)
+    parameters = [p for p in (conv.weight, conv.bias) if p is not None]
+
+    def run(x, factor, *_):
+        return conv(x, factor)
+
+    assert torch.autograd.gradcheck(run, (x, factor, *parameters))
+
+
+@pytest.mark.parametrize('norm', NORMS)
+def test_eunconv_keeps_its_input_alone(norm):
+    """For backward: x, weight, and at most two numbers an image; not the normalised copy of x."""
+    conv, x = eunconv(norm=norm), torch.randn(8, 4, 32, 32, dtype=torch.float64, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        conv(x)
+    assert x.data_ptr() in kept
+    assert sum(kept.values()) <= x.numel() + conv.weight.numel() + 2 * len(x)
+
+
+def test_the_factor_is_a_factor():
+    conv, x, s = eunconv(), torch.randn(2, 4, 6, 6, dtype=torch.float64), torch.tensor(-0.7, dtype=torch.float64)
+    torch.testing.assert_close(conv(x, s), s * conv(x), rtol=1e-12, atol=1e-12)
+
+
+def test_invariances():
+    """A sample's brightness and contrast vanish; 'l2' loses each pixel's length; 'tensor' sees the whole batch."""
+    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    scale, shift = torch.tensor([0.2, 1.0, 5.0]).view(3, 1, 1, 1), torch.tensor([-1.0, 0.0, 4.0]).view(3, 1, 1, 1)
+    exact = dict(rtol=1e-9, atol=1e-9)
+    sample = standardize(x, 'sample', 0.0)
+    torch.testing.assert_close(standardize(scale * x + shift, 'sample', 0.0), sample, **exact)
+    pixel = 0.1 + torch.rand(3, 1, 6, 6, dtype=torch.float64)
+    torch.testing.assert_close(standardize(pixel * x, 'l2', 0.0), standardize(x, 'l2', 0.0), **exact)
+    tensor = standardize(x, 'tensor', 0.0)
+    assert abs(tensor.mean()) < 1e-12 and abs(tensor.var(unbiased=False) - 1) < 1e-12
+    assert (standardize(x[:1], 'tensor', 0.0) - tensor[:1]).abs().max() > 1e-3
+    torch.testing.assert_close(standardize(x[:1], 'sample', 0.0), sample[:1], **exact)
+
+
+def test_autocast_gives_gradients_in_the_parameters_dtype():
+    conv = InputNormConv2d(**SHAPE)
+    x = torch.randn(2, 4, 8, 8, requires_grad=True)
+    with torch.autocast('cpu', torch.bfloat16):
+        y = conv(x)
+    assert y.dtype == torch.bfloat16
+    y.float().square().sum().backward()
+    assert {t.grad.dtype for t in (x, conv.weight, conv.bias)} == {torch.float32}
+
+
+def test_weight_standardisation():
+    conv = ScaledStdConv2d(**SHAPE, gamma=1.7, eps=1e-12, dtype=torch.float64)
+    with torch.no_grad():
+        conv.gain.copy_(torch.randn_like(conv.gain))
+    rows = conv.effective_weight().flatten(1)
+    fan_in = rows.shape[1]
+    torch.testing.assert_close(rows.mean(1), torch.zeros_like(rows[:, 0]), rtol=0, atol=1e-12)
+    expected = (1.7 * conv.gain.flatten()) ** 2 / fan_in
+    torch.testing.assert_close(rows.var(1, unbiased=False), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_scaled_std_conv_is_timms():
+    ours = ScaledStdConv2d(**SHAPE, gamma=1.7, dtype=torch.float64)
+    theirs = timm.layers.ScaledStdConv2d(
+        4, 6, 3, stride=2, padding=1, groups=2, gamma=1.7, eps=1e-5, dtype=torch.float64
+    )
+    with torch.no_grad():
+        theirs.gain.copy_(torch.randn_like(theirs.gain))
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+    plain = ours.fuse()
+    assert type(plain) is nn.Conv2d
+    torch.testing.assert_close(plain(x), ours(x), rtol=1e-12, atol=1e-12)
