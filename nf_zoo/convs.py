@@ -34,7 +34,7 @@ class WeightConv2d(nn.Conv2d):
 
 
 def plain_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """An ``nn.Conv2d`` of the same geometry, device, dtype and mode as ``like``, with copies of ``weight`` and ``bias``."""
+    """An ``nn.Conv2d`` of ``like``'s geometry, device, dtype and mode, with copies of ``weight`` and ``bias``."""
     assert not isinstance(like.padding, str)
     conv = nn.Conv2d(
         like.in_channels,
@@ -53,29 +53,32 @@ def plain_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2
     return conv.train(like.training)
 
 
-def scaled(weight: Tensor, bias: Tensor | None, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias times a scalar. Multiplying the convolution's output instead would keep it for backward."""
-    if factor is None:
+class FactorConv2d(nn.Conv2d):
+    """A convolution that gives weight and bias a scalar factor: a product would keep its output for backward."""
+
+    def scaled(self, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.weight, self.bias
+        if factor is not None:
+            weight = factor * weight
+            bias = factor * bias if bias is not None else None
         return weight, bias
-    return factor * weight, factor * bias if bias is not None else None
 
 
-class AffineConv2d(nn.Conv2d):
-    """A plain convolution that takes what is added and multiplied around it as arguments: its features stay as they are.
+class AffineConv2d(FactorConv2d):
+    """A plain convolution that takes what is added before and after it as arguments.
 
-    A pass over the features for each of them would keep one more copy for backward.
+    Where nothing is padded the sum with the input is not computed, and not kept for backward.
     """
 
     def forward(
         self, x: Tensor, factor: Tensor | None = None, pre: Tensor | None = None, post: Tensor | None = None
     ) -> Tensor:
-        """factor * conv(x + pre) + post: a scalar, and biases of one element or one per channel."""
+        """factor * conv(x + pre) + post: a scalar, and biases that are one scalar or have one for each channel."""
         return self.affine(x, factor, pre, post)
 
     def affine(self, x: Tensor, factor: Tensor | None, pre: Tensor | None, post: Tensor | None) -> Tensor:
-        weight, bias = scaled(self.weight, self.bias, factor)
+        weight, bias = self.scaled(factor)
         if pre is not None:
-            # Only where nothing is padded can the bias pass the convolution.
             if self.kernel_size == (1, 1):
                 shift = (weight * pre.view(1, -1, 1, 1)).sum((1, 2, 3))
                 bias = shift if bias is None else bias + shift
@@ -84,6 +87,13 @@ class AffineConv2d(nn.Conv2d):
         if post is not None:
             bias = post.expand(self.out_channels) if bias is None else bias + post
         return self._conv_forward(x, weight, bias)
+
+
+def standardized(weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+    """The weight (out, ...) with mean 0 and variance gain^2 in each output channel; ``gain`` (out,) or None for 1."""
+    # One fused kernel: standardising a weight's rows is batch normalisation of them as channels.
+    rows = weight.reshape(1, weight.shape[0], -1)
+    return F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=eps).view_as(weight)
 
 
 class ScaledStdConv2d(WeightConv2d):
@@ -106,10 +116,7 @@ class ScaledStdConv2d(WeightConv2d):
         self.gain = nn.Parameter(torch.full_like(self.weight[:, :1, :1, :1], gain_init))
 
     def effective_weight(self) -> Tensor:
-        # One fused kernel: standardising a weight's rows is batch normalisation of them as channels.
-        rows = self.weight.reshape(1, self.weight.shape[0], -1)
-        gain = (self.gain * self.scale).view(-1)
-        return F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=self.eps).view_as(self.weight)
+        return standardized(self.weight, (self.gain * self.scale).view(-1), self.eps)
 
 
 class WeightNormConv2d(WeightConv2d):
@@ -165,7 +172,7 @@ class _InputNormConv(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]
     ) -> Tensor:
         ctx.args = norm, eps, conv, None if bias is None else bias.dtype
@@ -231,22 +238,34 @@ def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) ->
     return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, None, n, c, h * w, 1, mask)[0]
 
 
-def _lean_conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]
+def input_norm_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str,
+    eps: float,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
 ) -> Tensor:
-    return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
+    """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone."""
+    if not torch.jit.is_scripting():
+        if torch.is_grad_enabled() and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            return _InputNormConv.apply(x, weight, bias, norm, eps, (stride, padding, dilation, groups))
+    return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
 
 
-torch.fx.wrap('_lean_conv')
+torch.fx.wrap('input_norm_conv')  # fx can't look into an autograd.Function
 
 
-class InputNormConv2d(nn.Conv2d):
+class InputNormConv2d(FactorConv2d):
     r"""EUNConv: :math:`y = W (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`. Nguyen et al. (2023), equation 8.
 
     Args:
-        norm: What :math:`\mu, \sigma` are taken over. 'sample': C, H, W of each image. 'tensor': the whole batch, as the
-            official code does, so that an image's output depends on its neighbours. 'l2': the paper's appendix, unit
-            L2 norm over the channels of each pixel, no mean.
+        norm: What :math:`\mu, \sigma` are taken over. 'sample': C, H, W of each image. 'tensor': the whole batch, as
+            the official code does, so that an image's output depends on its neighbours. 'l2': the paper's appendix,
+            unit L2 norm over the channels of each pixel, no mean.
         eps: Added to the variance ('sample', 'tensor').
 
     Raises:
@@ -262,12 +281,9 @@ class InputNormConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """``factor``: a scalar for weight and bias."""
-        weight, bias = scaled(self.weight, self.bias, factor)
-        if not torch.jit.is_scripting():
-            if torch.is_grad_enabled() and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-                geometry = (self.stride, self.padding, self.dilation, self.groups)
-                return _lean_conv(x, weight, bias, self.norm, self.eps, geometry)
-        return self._conv_forward(standardize(x, self.norm, self.eps), weight, bias)
+        weight, bias = self.scaled(factor)
+        conv = (self.stride, self.padding, self.dilation, self.groups)
+        return input_norm_conv(x, weight, bias, self.norm, self.eps, *conv)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, norm={self.norm}'

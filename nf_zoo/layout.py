@@ -59,8 +59,8 @@ class Site:
 class Layout:
     """A network's plan.
 
-    ``stem``: kernel, stride and width of the first conv, and whether a 3x3 max pool follows. ``head_chs``: width of a 1x1
-    conv behind the last stage, 0 for none.
+    ``stem``: kernel, stride and width of the first conv, and whether a 3x3 max pool follows. ``head_chs``: width of a
+    1x1 conv behind the last stage, 0 for none.
     """
 
     stem_kernel: int
@@ -79,7 +79,9 @@ class Layout:
         return [len(stage) for stage in self.stages]
 
 
-def conv_shape(in_chs: int, out_chs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> dict[str, Any]:
+def conv_shape(
+    in_chs: int, out_chs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> dict[str, Any]:
     """Keyword arguments of an ``nn.Conv2d`` whose symmetric padding keeps ceil(size / stride)."""
     return dict(
         in_channels=in_chs,
@@ -184,7 +186,7 @@ def regnet(*, widths: Sequence[int], rounded: bool, depths: Sequence[int], outpu
 
     Args:
         widths: The stages' widths before the multiplier 0.75.
-        rounded: Round all widths to multiples of 8, as timm does; else cut bottlenecks to whole groups, as the paper does.
+        rounded: Round all widths to multiples of 8, as timm; else cut bottlenecks to whole groups, as the paper.
         depths: Blocks of each stage.
         output_stride: 8, 16 or 32.
     """

@@ -87,7 +87,9 @@ def squeeze_excite(layer: str | None, channels: int, hidden: int | None = None, 
     if layer is None:
         return None
     if layer != 'se':
-        raise UserError(f"attn_layer='{layer}': only 'se' (squeeze-and-excite) is built here{nearest(str(layer), ['se'])}")
+        raise UserError(
+            f"attn_layer='{layer}': only 'se' (squeeze-and-excite) is built here{nearest(str(layer), ['se'])}"
+        )
     return SEModule(channels, rd_channels=hidden or max(1, channels // 4), **dd)
 
 

@@ -48,7 +48,7 @@ _nets: dict[str, type[ResNet]] = {}
 
 @dataclass(frozen=True)
 class Owned:
-    """A name that timm has: its entry point, its cfgs (which stay), and the keywords that only its entry point takes."""
+    """A name that timm has: its entry point, its cfgs (which stay), the keywords that only its entry point takes."""
 
     entry: Callable[..., nn.Module]
     cfgs: DefaultCfg
@@ -121,7 +121,9 @@ def _entry_point(
 
     entry.__name__ = entry.__qualname__ = name
     entry.__module__ = net.__module__
-    entry.__doc__ = f'{net.__name__} ``{name}``. Keyword arguments: :class:`nf_zoo.net.ResNet` and the page of the method.'
+    entry.__doc__ = (
+        f'{net.__name__} ``{name}``. Keyword arguments: :class:`nf_zoo.net.ResNet` and the page of the method.'
+    )
     return entry
 
 
@@ -140,7 +142,7 @@ def _build(
         feature_cfg['out_indices'] = tuple(range(len(make.keywords['depths'])))
     overlay = pretrained_cfg_overlay or {}
     loaded: weights.Weights | None = None
-    # A cfg that is no tag comes from hf-hub: or local-dir:, an overlay's source is the user's own: both are timm's to load.
+    # A cfg that is no tag comes from hf-hub: or local-dir:, an overlay's source is the user's own: timm loads both.
     if pretrained and isinstance(pretrained_cfg, str | None) and not any(overlay.get(key) for key in _SOURCES):
         if pretrained_cfg is None and timm_tags == {''}:
             loaded = weights.load(name)
@@ -160,7 +162,7 @@ def _build(
         make,
         name,
         pretrained and loaded is None,
-        pretrained_cfg=pretrained_cfg,  # type: ignore[arg-type]
+        pretrained_cfg=pretrained_cfg,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=filter_fn,
         feature_cfg=feature_cfg,

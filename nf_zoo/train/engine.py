@@ -9,6 +9,7 @@ import hashlib
 import math
 import time
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from .data import seed_everything
 from .evaluation import score
 from .progress import Interrupted, Progress, StopSignal
 from .recipe import Recipe
+
+INIT_BATCHES = 8  # as RescaleNet's official code
 
 
 def train(recipe: Recipe, *, log: build.Log = print, bar: bool | None = None) -> dict[str, Any]:
@@ -76,7 +79,7 @@ class Run:
         self.steps = self.data.train_n // (recipe.batch_size * recipe.grad_accum_steps)
         if not self.steps:
             raise UserError(f'{self.data.train_n} training images are fewer than one update takes; lower batch_size')
-        if not found:
+        if not (found or recipe.pretrained or recipe.initial_checkpoint):
             self._init_from_data()
         self.ema = None
         if recipe.model_ema:
@@ -202,12 +205,11 @@ class Run:
             yield x.contiguous(memory_format=self.layout), y
 
     def _init_from_data(self) -> None:
-        """Let a method set what its paper initialises from data, with the first training batch (N, C, H, W)."""
+        """Let a method set what its paper initialises from data, with the first training batches (N, C, H, W)."""
         init = getattr(self.model, 'init_from_data', None)
         if init:
-            x, _ = next(iter(self._laid_out(self.data.train_batches(0, 0))))
             seed_everything(self.recipe.seed, 0, 3)
-            init(x)
+            init(x for x, _ in islice(self._laid_out(self.data.train_batches(0, 0)), INIT_BATCHES))
 
     def _save(self) -> None:
         tensors = {f'model/{name}': t for name, t in self.model.state_dict().items()}
