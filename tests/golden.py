@@ -12,13 +12,18 @@ import nf_zoo
 PATH = Path(__file__).with_name('golden.json')
 
 
-def measure(name: str) -> dict[str, int]:
-    """Parameters, and MACs of convolutions and linear layers for one image of the default size; allocates nothing."""
-    model = timm.create_model(name, device='meta').eval()
-    x = torch.empty(1, *model.pretrained_cfg['input_size'], device='meta')
+def multiply_adds(model: torch.nn.Module, *size: int) -> int:
+    """Those of convolutions and linear layers for one image (channels, height, width) on the meta device."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(x)
-    return dict(params=sum(p.numel() for p in model.parameters()), macs=counter.get_total_flops() // 2)
+        model.eval()(torch.empty(1, *size, device='meta'))
+    return counter.get_total_flops() // 2
+
+
+def measure(name: str) -> dict[str, int]:
+    """Parameters, and multiply-accumulates for an image of the default size; nothing is allocated."""
+    model = timm.create_model(name, device='meta')
+    params = sum(p.numel() for p in model.parameters())
+    return dict(params=params, macs=multiply_adds(model, *model.pretrained_cfg['input_size']))
 
 
 if __name__ == '__main__':

@@ -142,15 +142,16 @@ def test_agc_leaves_the_classifier_alone(tmp_path: Path) -> None:
         assert moved > 1e-4 if name.startswith('head.') else moved < 1e-6, name
 
 
-def test_a_method_may_initialise_itself_from_the_first_batch_once(
+def test_a_new_model_may_initialise_itself_from_the_first_batches_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[torch.Tensor] = []
     kind = type(timm.create_model('eunnet20_cifar', depths=[1, 1, 1]))
-    monkeypatch.setattr(kind, 'init_from_data', lambda self, x: seen.append(x), raising=False)
-    run_toy(tmp_path)
-    run_toy(tmp_path, resume=True)
-    assert [x.shape for x in seen] == [(8, 3, 16, 16)]
+    monkeypatch.setattr(kind, 'init_from_data', lambda self, batches: seen.extend(batches), raising=False)
+    run_toy(tmp_path / 'run')
+    run_toy(tmp_path / 'run', resume=True)
+    run_toy(tmp_path / 'tuned', epochs=1, initial_checkpoint=str(tmp_path / 'run' / 'model.safetensors'))
+    assert [x.shape for x in seen] == 5 * [(8, 3, 16, 16)]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_one_line(tmp_path: Path) -> None:

@@ -1,0 +1,381 @@
+"""The command `nf-zoo`: one thin function for each subcommand; what is heavy is imported inside it.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__
+from .errors import CheckFailed, UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with its errors in the same one line as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message} (`{self.prog} --help` shows the usage)')
+
+
+def _list(args: argparse.Namespace) -> None:
+    from .registry import list_models
+
+    names = list_models()
+    found = list_models(args.filter if set(args.filter) & set('*?[') else f'*{args.filter}*')
+    if not found:
+        raise UserError(f"no model matches '{args.filter}'{nearest(args.filter, names)}")
+    if args.pretrained:
+        found = [f'{name}.{tag}' for name in found for tag in _tags(name)]
+    print(*found, sep='\n')
+
+
+def _info(args: argparse.Namespace) -> None:
+    facts = _facts(args.name)
+    if args.json:
+        print(json.dumps(facts, indent=2))
+        return
+    weights = facts.pop('weights')
+    for key, value in facts.items():
+        print(f'{key:<12}{_in_words(value)}')
+    print('weights' if weights else f'{"weights":<12}none')
+    for tag, entry in weights.items():
+        print(
+            f'  {tag:<10}{", ".join(f"{key} {_in_words(value)}" for key, value in entry.items() if value is not None)}'
+        )
+
+
+def _train(argv: Sequence[str]) -> int | None:
+    from .train import main as train
+
+    return train(argv)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from .predict import load_model
+    from .train import evaluate
+
+    model = load_model(args.name)
+    dataset = args.dataset or getattr(model, 'pretrained_cfg', {}).get('tag')
+    if not dataset:
+        raise UserError(f"the weights of '{args.name}' name no data set; give one, such as --dataset cifar10")
+    found = evaluate(model, dataset, args.data_dir, batch_size=args.batch_size, device=args.device)
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return
+    correct = round(found['top1'] / 100 * found['n'])
+    print(f'{args.name} on {dataset}: top-1 {found["top1"]:.2f} % ({correct} of {found["n"]}), ', end='')
+    print(f'top-5 {found["top5"]:.2f} %, loss {found["loss"]:.4f}')
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from .predict import predict
+
+    rows = predict(args.name, args.images, args.top)
+    if args.json:
+        found = [
+            {'image': image, 'classes': [{'name': name, 'probability': p} for name, p in row]}
+            for image, row in zip(args.images, rows, strict=True)
+        ]
+        print(json.dumps(found, indent=2))
+        return
+    left = max(len(image) for image in args.images)
+    middle = max(len(name) for row in rows for name, _ in row)
+    for image, row in zip(args.images, rows, strict=True):
+        for rank, (name, probability) in enumerate(row):
+            print(f'{"" if rank else image:<{left}}  {name:<{middle}}  {probability:7.2%}')
+
+
+def _export(args: argparse.Namespace) -> None:
+    from .export import export_onnx
+    from .predict import load_model
+
+    model = load_model(args.name, args.pretrained)
+    report = export_onnx(
+        model,
+        args.output,
+        input_size=args.input_size,
+        dynamic_batch=not args.fixed_batch,
+        fold=args.fold,
+        tolerance=args.tolerance,
+    )
+    print(f'{args.output}: {report.bytes:,} bytes, {report.nodes} nodes')
+    print('  '.join(f'{op} {count}' for op, count in report.ops.items()))
+    print(f'largest difference from PyTorch: {report.max_abs_diff:.1e}')
+
+
+def _signal(args: argparse.Namespace) -> None:
+    from .predict import load_model
+    from .signal import BlockSignal, signal_propagation
+
+    rows = signal_propagation(load_model(args.name, args.pretrained))
+    if args.json:
+        print(json.dumps([row._asdict() for row in rows], indent=2))
+        return
+    block, *columns = BlockSignal._fields
+    left = max(len(row.block) for row in rows)
+    print(f'{block:<{left}}', *(f'{column:>17}' for column in columns))
+    for name, *values in rows:
+        print(f'{name:<{left}}', *(f'{value:>17.4g}' for value in values))
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from .bench import bench
+
+    print(*bench(args.what), sep='\n')
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from .hub import publish
+
+    options = {'replace': args.replace, 'dry_run': args.dry_run, 'dtype': args.dtype, 'license': args.license}
+    print(publish(args.run, args.hub, args.name, **options))
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from .hub import fetch
+
+    print(fetch(args.name, args.hub))
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from .hub import verify
+
+    print(verify(args.name, args.data_dir, args.hub))
+
+
+def _tags(name: str) -> list[str]:
+    """Tags of `name` that have weights, ours and timm's."""
+    import timm
+
+    return [found.partition('.')[2] for found in timm.list_models(f'{name}.*', pretrained=True)]
+
+
+def _facts(name_tag: str) -> dict[str, Any]:
+    """What `info` prints: measured on the model itself, so that no table can go stale."""
+    import timm
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from .predict import load_model
+
+    if ':' in name_tag:
+        raise UserError(f"'{name_tag}' is not a registered name (`nf-zoo list` shows them)")
+    name, _, tag = name_tag.partition('.')
+    model = load_model(name_tag, pretrained=False, device='meta')
+    config = model.pretrained_cfg
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *config['input_size'], device='meta'))
+    page = sys.modules[timm.model_entrypoint(name).__module__].__doc__ or ''
+    return {
+        'model': name,
+        'paper': _in_words(config.get('paper_name') or page.strip().partition('\n\n')[0]),
+        'parameters': sum(p.numel() for p in model.parameters()),
+        'MACs': counter.get_total_flops() // 2,
+        'input': list(config['input_size']),
+        'classes': model.num_classes,
+        'weights': {t: _weights(name, t) for t in _tags(name) if tag in ('', t)},
+    }
+
+
+def _weights(name: str, tag: str) -> dict[str, Any]:
+    import timm
+
+    from . import weights
+
+    found = weights.find(name, tag)
+    if found is None:
+        return {'at': f'hf://{timm.get_pretrained_cfg(f"{name}.{tag}").hf_hub_id}'}
+    if found.place.pinned:  # the index knows; the weights themselves may not be here yet
+        facts = weights.index()[found.name_tag]
+    else:
+        manifest = weights.open_folder(found).manifest
+        facts = manifest | {key: manifest['metrics'].get(key) for key in ('top1', 'n')}
+    return {'at': str(found.place)} | {key: facts.get(key) for key in ('dataset', 'top1', 'n', 'bytes', 'sha256')}
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ' '.join(f'{key} {_in_words(item)}' for key, item in value.items())
+    if isinstance(value, list):
+        return ' x '.join(map(str, value))
+    return f'{value:,}' if isinstance(value, int) else ' '.join(str(value).split())
+
+
+# --- The parser ---
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number above 0")
+    return int(text)
+
+
+NAME = dict(metavar='NAME', help='a model name, such as eunnet20_cifar, or with a tag, such as eunnet20_cifar.cifar10')
+JSON = dict(action='store_true', help='print JSON')
+
+
+def _list_options(add: Callable[..., Any]) -> None:
+    add(
+        'filter',
+        nargs='?',
+        default='',
+        metavar='FILTER',
+        help="a part of the name, or a pattern such as 'eunnet*_cifar'",
+    )
+    add('--pretrained', action='store_true', help='only names with weights, each with its tag')
+
+
+def _info_options(add: Callable[..., Any]) -> None:
+    add('name', **NAME)
+    add('--json', **JSON)
+
+
+def _evaluate_options(add: Callable[..., Any]) -> None:
+    add('name', **NAME)
+    add('--data-dir', metavar='DIR', help="torchvision's folder of the data set")
+    add('--dataset', metavar='SET', help='cifar10, cifar100, digits (default: the one that the weights are for)')
+    add('--batch-size', type=_count, default=256, metavar='N', help='images at once (256)')
+    add('--device', metavar='DEVICE', help='cpu, cuda, ... (cpu)')
+    add('--json', **JSON)
+
+
+def _predict_options(add: Callable[..., Any]) -> None:
+    add('name', **NAME)
+    add('images', nargs='+', metavar='IMAGE', help='PNG, JPEG, WebP, BMP, GIF or TIFF files of any size and mode')
+    add('--top', type=_count, default=5, metavar='N', help='classes for each image (5)')
+    add('--json', **JSON)
+
+
+def _publish_options(add: Callable[..., Any]) -> None:
+    add('run', metavar='RUN', help='the output folder of a training run')
+    add('hub', metavar='HUB', help='a directory, or hf://ORG')
+    add('name', nargs='?', metavar='NAME.TAG', help="the name to publish under (the run's model and data set)")
+    add('--replace', action='store_true', help='replace other weights of this name')
+    add('--dry-run', action='store_true', help='check everything, write nothing')
+    add('--dtype', choices=['float32', 'float16', 'bfloat16'], help='store the weights in this type (as they are)')
+    add('--license', default='apache-2.0', metavar='SPDX', help='licence of the weights (apache-2.0)')
+
+
+def _fetch_options(add: Callable[..., Any]) -> None:
+    add('name', **NAME)
+    add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
+
+
+def _verify_options(add: Callable[..., Any]) -> None:
+    _fetch_options(add)
+    add('--data-dir', metavar='DIR', help="measure the accuracy too, on the data set in torchvision's folder DIR")
+
+
+def _export_options(add: Callable[..., Any]) -> None:
+    add('name', **NAME)
+    add('-o', '--output', type=Path, required=True, metavar='FILE.onnx', help='the file to write')
+    add('--pretrained', action='store_true', help='with the pretrained weights; random ones otherwise')
+    add('--no-fold', dest='fold', action='store_false', help="keep the method's graph instead of folding it")
+    add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'), help="channels and pixels (the model's own)")
+    add('--fixed-batch', action='store_true', help='batches of one image only')
+    add('--tolerance', type=float, default=1e-4, metavar='X', help='largest difference from PyTorch allowed (1e-4)')
+
+
+def _signal_options(add: Callable[..., Any]) -> None:
+    add('name', **NAME)
+    add('--pretrained', action='store_true', help='with the pretrained weights; as initialised otherwise')
+    add('--json', **JSON)
+
+
+def _bench_options(add: Callable[..., Any]) -> None:
+    add('what', nargs='?', default='all', metavar='WHAT', help='engine, inference, training (all)')
+
+
+# name: (one line of help, example, options, function)
+COMMANDS: dict[str, tuple[str, str, Callable[..., None] | None, Callable[..., int | None]]] = {
+    'list': ('the models', "nf-zoo list 'eunnet*' --pretrained", _list_options, _list),
+    'info': ('size, cost, paper and weights of a model', 'nf-zoo info eunnet20_cifar', _info_options, _info),
+    'train': (
+        'train a model by a recipe',
+        'nf-zoo train configs/cifar10/eunnet20_cifar.yaml --data-dir DIR --output RUN',
+        None,  # its options are the keys of a recipe: it reads them itself
+        _train,
+    ),
+    'evaluate': (
+        'accuracy of pretrained weights on a data set',
+        'nf-zoo evaluate eunnet20_cifar.cifar10 --data-dir DIR',
+        _evaluate_options,
+        _evaluate,
+    ),
+    'predict': ('classify image files', 'nf-zoo predict eunnet20_cifar cat.png', _predict_options, _predict),
+    'publish': (
+        'put the weights of a run into a hub',
+        'nf-zoo publish RUN my-hub eunnet20_cifar.cifar10',
+        _publish_options,
+        _publish,
+    ),
+    'fetch': (
+        'find weights, check their hash, print their folder',
+        'nf-zoo fetch eunnet20_cifar',
+        _fetch_options,
+        _fetch,
+    ),
+    'verify': ('check the weights of a model', 'nf-zoo verify eunnet20_cifar --data-dir DIR', _verify_options, _verify),
+    'export': (
+        'write an ONNX file and check it against PyTorch',
+        'nf-zoo export eunnet20_cifar --pretrained -o eunnet20_cifar.onnx',
+        _export_options,
+        _export,
+    ),
+    'signal': ('mean and variance at every block', 'nf-zoo signal nf_resnet50', _signal_options, _signal),
+    'bench': ('speed and memory, as ratios to peers', 'nf-zoo bench inference', _bench_options, _bench),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(
+        prog='nf-zoo',
+        description='Residual networks without batch normalization, for timm.',
+        epilog='`nf-zoo COMMAND --help` shows the options of a command and an example.',
+        allow_abbrev=False,
+    )
+    top.add_argument('--version', action='version', version=f'nf-zoo {__version__}')
+    commands = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    for name, (text, example, options, function) in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f'{text[0].upper()}{text[1:]}.',
+            epilog=f'example: {example}',
+            allow_abbrev=False,
+        )
+        if options:
+            options(command.add_argument)
+        command.set_defaults(function=function)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv and argv[0] not in COMMANDS and not argv[0].startswith('-'):
+            raise UserError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)} (`nf-zoo --help` shows all)")
+        if argv[:1] == ['train']:
+            return _train(argv[1:]) or 0
+        args = parser().parse_args(argv)
+        code = args.function(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `nf-zoo list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (UserError, CheckFailed, OSError) as error:
+        text = str(error)
+        if isinstance(error, OSError) and error.filename:
+            text = f'{error.filename}: {error.strerror}'
+        print(f'nf-zoo: error: {" ".join(text.split())}', file=sys.stderr)
+        return 1 if isinstance(error, CheckFailed) else 2
+    except KeyboardInterrupt:
+        print('nf-zoo: interrupted', file=sys.stderr)
+        return 130

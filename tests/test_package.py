@@ -1,0 +1,146 @@
+"""The package as a user meets it: light to import, complete when installed, and documented truthfully."""
+
+import ast
+import fnmatch
+import inspect
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+import timm
+
+import nf_zoo
+from nf_zoo import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / 'nf_zoo').rglob('*.py'))
+EXTRAS = {'onnx', 'onnxscript', 'onnxruntime', 'matplotlib', 'tensorboard', 'sklearn'}
+DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
+
+
+def python(code: str, *options: str, cwd: Path = ROOT, **env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *options, '-c', code], capture_output=True, text=True, cwd=cwd, env=os.environ | env
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_import_is_silent() -> None:
+    assert python('import nf_zoo, timm', '-W', 'error') == ''
+
+
+def test_the_import_is_light() -> None:
+    code = 'import sys, timm; before = set(sys.modules); import nf_zoo; print(*(set(sys.modules) - before))'
+    loaded = {name.partition('.')[0] for name in python(code).split()}
+    assert 'nf_zoo' in loaded
+    assert not loaded & (EXTRAS | {'huggingface_hub', 'torchvision', 'pandas', 'scipy', 'yaml'})
+
+
+def test_the_import_takes_a_tenth_of_a_second() -> None:
+    code = 'import time, timm; t = time.process_time(); import nf_zoo; print(time.process_time() - t)'
+    assert any(float(python(code)) < 0.1 for _ in range(3))
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_extras_are_imported_inside_functions(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    inside = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    outside = [node for node in ast.walk(tree) if id(node) not in inside]
+    names = {alias.name for node in outside if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or '' for node in outside if isinstance(node, ast.ImportFrom)}
+    assert not {name.partition('.')[0] for name in names} & EXTRAS
+
+
+def test_the_public_names_exist() -> None:
+    for name in nf_zoo.__all__:
+        assert getattr(nf_zoo, name) is not None
+    for name in ('list_models', 'fold', 'export_onnx', 'export_torchscript', 'publish', 'fetch', 'verify'):
+        # Twice, as importing a submodule of the same name puts the module in the function's place.
+        assert all(inspect.isfunction(getattr(nf_zoo, name)) for _ in range(2)), name
+    with pytest.raises(AttributeError, match='no attribute'):
+        _ = nf_zoo.no_such_name  # type: ignore[attr-defined]
+
+
+def test_the_installed_metadata() -> None:
+    found = metadata('nf-zoo')
+    assert found['Version'] == nf_zoo.__version__
+    assert set(found.get_all('Provides-Extra', [])) == {'export', 'plot', 'train', 'demo', 'all', 'dev'}
+    assert f'## {nf_zoo.__version__}' in (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
+
+
+def test_every_data_file_is_packaged() -> None:
+    config = (ROOT / 'pyproject.toml').read_text(encoding='utf-8')
+    listed = re.search(r'^nf_zoo = \[(.*)\]$', config, re.MULTILINE)
+    assert listed
+    globs = [glob.replace('**/', '*') for glob in re.findall(r"'([^']+)'", listed[1])]
+    for path in (ROOT / 'nf_zoo').rglob('*'):
+        if path.is_file() and path.suffix not in ('.py', '.pyc'):
+            assert any(fnmatch.fnmatch(str(path.relative_to(ROOT / 'nf_zoo')), glob) for glob in globs), path
+
+
+def test_torch_hub_in_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
+    checkout = tmp_path / 'checkout'
+    shutil.copytree(ROOT / 'nf_zoo', checkout / 'nf_zoo', ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copy(ROOT / 'hubconf.py', checkout)
+    code = """
+import json, os, torch
+model = torch.hub.load('.', 'eunnet20_cifar', source='local', pretrained=True)
+os.chdir('/')
+import nf_zoo
+from nf_zoo.predict import class_names
+print(json.dumps([nf_zoo.__file__, model.pretrained_cfg['tag'], class_names(model)]))
+"""
+    file, tag, classes = json.loads(python(code, cwd=checkout).splitlines()[0])
+    assert Path(file).is_relative_to(checkout)
+    assert tag == 'cifar10' and 'airplane' in classes
+
+
+def test_hubconf_has_our_names_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    import hubconf
+
+    entries = [name for name, value in vars(hubconf).items() if callable(value) and not name.startswith('_')]
+    assert sorted(entries) == sorted(nf_zoo.list_models())
+    assert hubconf.eunnet20_cifar(num_classes=3).num_classes == 3
+
+
+def test_the_documents_commands_parse() -> None:
+    """Every nf-zoo command in the documents; those that name a recipe name one that is there."""
+    lines = [line for path in DOCUMENTS for line in path.read_text(encoding='utf-8').splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.strip().startswith('nf-zoo ')]
+    assert len(commands) >= 5
+    for _, command, *rest in commands:
+        if command == 'train':
+            assert (ROOT / rest[0]).is_file()
+        else:
+            assert cli.parser().parse_args([command, *rest]).command == command
+
+
+def test_the_documents_names_and_links_exist() -> None:
+    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
+    models = readme.partition('## Models')[2].partition('\n## ')[0]
+    names = set(nf_zoo.list_models())
+    assert {name for name in re.findall(r'`(\w*[a-z]\w*\d\w*)`', models)} <= names
+    for name in names:
+        assert f'`{re.split(r"[0-9]", name)[0]}' in models, name
+    for path in DOCUMENTS:
+        for link in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text(encoding='utf-8')):
+            assert (ROOT / link).exists(), link
+
+
+def test_no_warning_and_no_lost_tag_where_timms_names_are_taken_over() -> None:
+    assert timm.is_model_pretrained('nf_resnet50.ra2_in1k')
+    assert timm.get_pretrained_cfg('nf_resnet50.ra2_in1k').hf_hub_id == 'timm/nf_resnet50.ra2_in1k'
