@@ -1,0 +1,49 @@
+"""What the benches measure and how; never how fast."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from nf_zoo.bench import BENCHES, Row, bench, bench_engine, floor_of, interleaved, saved_bytes
+from nf_zoo.convs import InputNormConv2d
+from nf_zoo.errors import UserError
+
+
+def test_rounds_are_interleaved_and_the_first_is_not_counted():
+    calls: list[str] = []
+    times = interleaved({name: lambda name=name: calls.append(name) for name in 'ab'}, rounds=3)
+    assert calls == list('ab') * 4
+    assert set(times) == {'a', 'b'} and all(t >= 0 for t in times.values())
+
+
+def test_a_row_is_a_ratio():
+    assert Row('x', 'peer', 3.0, 2.0, 'ms').ratio == 1.5
+    assert '1.500 x peer' in str(Row('x', 'peer', 3.0, 2.0, 'ms'))
+
+
+def test_floor_is_the_same_network_without_normalisation():
+    model = timm.create_model('eunnet20_cifar', depths=(1, 1, 1))
+    floor = floor_of(model)
+    assert not any(isinstance(m, InputNormConv2d) for m in floor.modules())
+    assert any(isinstance(m, InputNormConv2d) for m in model.modules())
+    count = [sum(p.numel() for p in m.parameters()) for m in (model, floor)]
+    assert count[0] == count[1]
+    assert floor(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_saved_bytes_counts_each_storage_once():
+    """A convolution keeps its input, ReLU its output, which is the next convolution's input."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Conv2d(4, 2, 1))
+    assert saved_bytes(net, 16) == 4 * 16 * 16 * (3 + 8 + 4)
+
+
+def test_the_engine_runs_beside_a_bare_loop():
+    (row,) = bench_engine(rounds=1, steps=2)
+    assert row.peer == 'bare loop' and row.value > 0 and row.peer_value > 0
+
+
+def test_unknown_bench_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'engine'"):
+        bench('engin')
+    assert set(BENCHES) == {'engine', 'inference', 'training'}
