@@ -19,7 +19,6 @@ folded = nf_zoo.fold(model)  # the same answers, fewer operations
 ```
 
 ```sh
-pip install nf-zoo
 nf-zoo predict {name_tag} image.png
 nf-zoo export {name_tag} --pretrained -o {name}.onnx
 nf-zoo verify {name_tag}

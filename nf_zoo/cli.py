@@ -9,17 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from . import __version__
-from .errors import CheckFailed, UserError, nearest
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with its errors in the same one line as all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message} (`{self.prog} --help` shows the usage)')
+from .errors import CheckFailed, Parser, UserError, nearest
 
 
 def _list(args: argparse.Namespace) -> None:

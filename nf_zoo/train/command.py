@@ -1,9 +1,10 @@
 """``nf-zoo train``."""
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
+from ..errors import Parser
 from .engine import train
 from .progress import Interrupted
 from .recipe import add_options, load_recipe
@@ -15,7 +16,7 @@ _EXAMPLE = """example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train by a recipe; returns the exit code. Raises as `train` does."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog='nf-zoo train',
         usage='%(prog)s RECIPE --output RUN [--data-dir DIR] [--resume] [any key of a recipe]',
         description='Train a model by a recipe. Every key of a recipe is an option too, which overrides it.',
