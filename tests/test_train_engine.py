@@ -268,3 +268,15 @@ def test_the_command_line_overrides_the_recipe(tmp_path: Path, capsys: pytest.Ca
     found = load_recipe(tmp_path / 'run' / 'recipe.yaml')
     assert (found.epochs, found.model_ema, found.mean, found.train_sizes) == (1, True, (0.5, 0.5, 0.5), {0: 12})
     assert 'epoch 1/1' in capsys.readouterr().out
+
+
+def test_pretrained_weights_for_other_classes_get_a_new_classifier() -> None:
+    name, lines = 'eunnet20_cifar.cifar10', []
+    own = timm.create_model(name, pretrained=True)
+    recipe = Recipe().with_options({'model': name, 'pretrained': True})
+    digits = build.build_model(recipe, [str(i) for i in range(10)], lines.append)
+    same = build.build_model(recipe, own.pretrained_cfg['label_names'], lines.append)
+    assert torch.equal(same.head.fc.weight, own.head.fc.weight)
+    assert not torch.equal(digits.head.fc.weight, own.head.fc.weight)
+    assert torch.equal(digits.stem.conv.weight, own.stem.conv.weight)
+    assert len(lines) == 1 and 'classifier' in lines[0]

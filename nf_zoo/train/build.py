@@ -1,7 +1,7 @@
 """From a recipe to its parts: device, data, model, optimizer, loss."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,12 @@ def build_device(recipe: Recipe) -> torch.device:
         raise UserError(f'device {recipe.device!r} is not there; use --device cpu') from None
 
 
-def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
-    """The model on the CPU, its weights drawn from torch's global generator."""
+def build_model(recipe: Recipe, classes: Sequence[str], log: Log) -> nn.Module:
+    """The model on the CPU, its weights drawn from torch's global generator.
+
+    Pretrained weights for other classes, though as many, get a new classifier: the old one would be sure and wrong.
+    """
+    num_classes = len(classes)
     name = recipe.model
     if ':' not in name and not timm.is_model(name):
         raise UserError(f'unknown model {name!r}{nearest(name.split(".")[0], timm.list_models())}')
@@ -58,6 +62,10 @@ def build_model(recipe: Recipe, num_classes: int) -> nn.Module:
         raise UserError(f'{name}: {" ".join(str(error).split())}') from None
     if model.num_classes < num_classes:
         raise UserError(f'{name} has {model.num_classes} classes, the data set {num_classes}; leave num_classes out')
+    labels = model.pretrained_cfg.get('label_names') if recipe.pretrained else None
+    if labels and list(labels) != list(classes) and len(labels) == model.num_classes:
+        model.reset_classifier(model.num_classes)
+        log(f'{name} is for other classes than {recipe.dataset}: its classifier starts anew')
     return model
 
 

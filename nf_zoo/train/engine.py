@@ -67,7 +67,7 @@ class Run:
         self.device = build.build_device(recipe)
         sets = sets or build.read_sets(recipe)
         seed_everything(recipe.seed)
-        self.model = build.build_model(recipe, len(sets[0].classes))
+        self.model = build.build_model(recipe, sets[0].classes, log)
         self.num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
         self.config = build.data_config(recipe, self.model, sets)
         self.data = build.build_data(recipe, sets, self.config, self.device)
