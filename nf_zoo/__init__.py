@@ -2,21 +2,45 @@
 
 Importing it registers every model. What the methods differ in (h the shortcut, F the branch, a the activation):
 
-=========  =====================  ===========================  ==============================  ==============  ====
-method     convolution            biases and scalars           merge                           init            act.
-=========  =====================  ===========================  ==============================  ==============  ====
-EUNNet     input-normalised       conv bias, scalar s          alpha h + beta s F              He fan-in       post
-NF-ResNet  scaled weight          conv bias, gain per channel  h + alpha F(beta a(x))          gain of the     pre
-           standardisation                                                                     last conv 0
-NF-RegNet  as NF-ResNet           as NF-ResNet                 as NF-ResNet, 2 SE within F     as NF-ResNet    pre
-DM-NF-...  as NF-ResNet           as they, scalar g            h + alpha g F(beta gamma a(x))  g 0             pre
-=========  =====================  ===========================  ==============================  ==============  ====
+==========  =====================  ===========================  ==============================  ==============  ====
+method      convolution            biases and scalars           merge                           init            act.
+==========  =====================  ===========================  ==============================  ==============  ====
+EUNNet      input-normalised       conv bias, scalar s          alpha h + beta s F              He fan-in       post
+NF-ResNet   scaled weight          conv bias, gain per channel  h + alpha F(beta a(x))          gain of the     pre
+            standardisation                                                                     last conv 0
+NF-RegNet   as NF-ResNet           as NF-ResNet                 as NF-ResNet, 2 SE within F     as NF-ResNet    pre
+DM-NF-...   as NF-ResNet           as they, scalar g            h + alpha g F(beta gamma a(x))  g 0             pre
+Fixup       plain, no bias         scalars before and after     h + s F + b                     He fan-out by   post
+                                   each conv, scalar s                                          L^(-1/(2m-2)),
+                                                                                                last conv 0
+SkipInit    plain                  conv bias, scalar s          h + s F(a(x))                   s 0             pre
+RescaleNet  plain, no bias         bias per channel before      alpha h + L^(-1/2) s F          He fan-in by    post
+                                   each conv, scalar s                                          depth
+IdShort     plain, no bias         none                         c (h + F(a(x))), c = 1/sqrt 2   He fan-out,     pre
+                                                                                                standardised
+LearnScal.  plain, no bias         scalar s on the identity     c (s x + F(a(x)))               as IdShort      pre
+ConvShort   plain, no bias         none                         as IdShort, h always a conv     as IdShort      pre
+weight n.   normalised weight      conv bias, gain per channel  h + F                           He fan-out      post
+BN          plain, no bias         batch normalization          h + F (the controls)            He fan-out      both
+==========  =====================  ===========================  ==============================  ==============  ====
 """
 
 import importlib
 from typing import Any
 
-from . import dm_nf_regnet, dm_nf_resnet, eunnet, nf_regnet, nf_resnet
+from . import (
+    bn_resnet,
+    convshort,
+    dm_nf_regnet,
+    dm_nf_resnet,
+    eunnet,
+    fixup,
+    nf_regnet,
+    nf_resnet,
+    rescalenet,
+    skipinit,
+    weight_norm,
+)
 from .fold import fold  # the function; as a lazy name it would give way to the module of that name
 from .registry import list_models
 
@@ -32,7 +56,22 @@ _LAZY = {
     'signal_propagation': 'signal',
 }
 
-__all__ = ['dm_nf_regnet', 'dm_nf_resnet', 'eunnet', 'list_models', 'nf_regnet', 'nf_resnet', *_LAZY]
+__all__ = [
+    'bn_resnet',
+    'convshort',
+    'dm_nf_regnet',
+    'dm_nf_resnet',
+    'eunnet',
+    'fixup',
+    'fold',
+    'list_models',
+    'nf_regnet',
+    'nf_resnet',
+    'rescalenet',
+    'skipinit',
+    'weight_norm',
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -83,7 +83,7 @@ class AffineConv2d(FactorConv2d):
                 shift = (weight * pre.view(1, -1, 1, 1)).sum((1, 2, 3))
                 bias = shift if bias is None else bias + shift
             else:
-                x = x + pre.view(-1, 1, 1)
+                x = x + pre.to(x.dtype).view(-1, 1, 1)
         if post is not None:
             bias = post.expand(self.out_channels) if bias is None else bias + post
         return self._conv_forward(x, weight, bias)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import (  # type: ignore[attr-defined]
+from timm.layers import (
     AvgPool2dSame,
     ClassifierHead,
     DropPath,
@@ -49,7 +49,8 @@ class Bias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels, **dd))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias.view(-1, 1, 1)
+        # Under autocast the features have another dtype than the parameters, and shall keep it.
+        return x + self.bias.to(x.dtype).view(-1, 1, 1)
 
 
 def biased_stem(stem: nn.Sequential, channels: int, **dd: Any) -> nn.Sequential:

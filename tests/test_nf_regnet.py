@@ -65,7 +65,7 @@ def test_the_last_level_is_behind_the_last_convolution_and_before_the_activation
 
 
 def test_learning_rate_groups_as_timms():
-    groups = [getattr(m, 'nf_regnet_b0')(device='meta').group_matcher() for m in (nfnet, nf_zoo.nf_regnet)]
+    groups = [m.nf_regnet_b0(device='meta').group_matcher() for m in (nfnet, nf_zoo.nf_regnet)]
     assert groups[0] == groups[1]
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import timm
@@ -117,7 +118,7 @@ def test_average_pooling_quarters_the_variance_and_nothing_else_does():
     model = awake('dm_nf_regnet_b0', depths=(3, 3, 3, 3))
     x = torch.randn(8, 3, 64, 64)
     pooled = [row.variance for row in signal_propagation(model, x) if row.block.endswith('.0')]
-    for before, after in zip(pooled, pooled[1:]):
+    for before, after in pairwise(pooled):
         assert before / 6 < after < before / 3
     for stage in model.stages:
         stage[0].downsample.pool = nn.MaxPool2d(1, stride=2)  # takes every second pixel

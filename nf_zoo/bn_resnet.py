@@ -1,0 +1,138 @@
+r"""The controls: ResNets with batch normalization (BN) in the layouts in which the methods without it are compared.
+
+.. math:: x_l = \mathrm{relu}(h(x_{l-1}) + F_l(x_{l-1})) \qquad\qquad
+          x_l = W z + F_l(z), \quad z = \mathrm{relu}(\mathrm{BN}(x_{l-1}))
+
+``bn_resnet*_cifar``, on the left. He, Zhang, Ren, Sun: "Deep residual learning for image recognition", CVPR 2016,
+arXiv:1512.03385, section 4.2, with h its parameter-free shortcut; BN after each convolution.
+
+``bn_preresnet*_cifar``, on the right. The control of Civitelli et al. (arXiv:2112.12299): the pre-activation block of
+He et al., arXiv:1603.05027, with a 1x1 convolution W as shortcut in every block, since this is what the parameters and
+operations in Tables 1 and 2 come from (BN's own parameters are not counted there); BN before each convolution of F and,
+as in He et al., before the pooling.
+
+Convolutions without bias. Init: He fan-out normal, BN the identity, classifier as in torch. Squeeze-and-excite stands
+at the branch's end. An image's logits depend on its batch in training mode, as with BN everywhere.
+"""
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layout import Layout, Site, cifar, cifar_wide, cifar_wide_basic, conv_shape
+from .net import PadShortcut, ResNet, drop_path, squeeze_excite
+from .registry import CIFAR, register
+
+
+class BNBlock(nn.Module):
+    """x' = relu(h(x) + F(x)), F two convolutions with BN after each."""
+
+    def __init__(
+        self,
+        site: Site,
+        attn_layer: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        first, second = site.convs
+        self.downsample = PadShortcut(site) if site.transition else None
+        self.conv1 = nn.Conv2d(**first, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(site.mid_chs, **dd)
+        self.conv2 = nn.Conv2d(**second, bias=False, **dd)
+        self.bn2 = nn.BatchNorm2d(site.out_chs, **dd)
+        self.attn = squeeze_excite(attn_layer, site.out_chs, **dd)
+        self.drop_path = drop_path(site)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.downsample is None else self.downsample(x)
+        f = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu_()))
+        if self.attn is not None:
+            f = 2 * self.attn(f)
+        return (h + self.drop_path(f)).relu_()
+
+
+class BNPreBlock(nn.Module):
+    """x' = W z + F(z), z = relu(BN(x)), F two or three convolutions with BN and ReLU between."""
+
+    def __init__(
+        self,
+        site: Site,
+        attn_layer: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        dd: dict[str, Any] = dict(device=device, dtype=dtype)
+        conv = partial(nn.Conv2d, bias=False, **dd)
+        first, second, *third = site.convs
+        self.downsample = conv(**conv_shape(site.in_chs, site.out_chs, 1, site.stride))
+        self.bn1 = nn.BatchNorm2d(site.in_chs, **dd)
+        self.conv1 = conv(**first)
+        self.bn2 = nn.BatchNorm2d(site.mid_chs, **dd)
+        self.conv2 = conv(**second)
+        self.bn3 = nn.BatchNorm2d(site.mid_chs, **dd) if third else None
+        self.conv3 = conv(**third[0]) if third else None
+        self.attn = squeeze_excite(attn_layer, site.out_chs, **dd)
+        self.drop_path = drop_path(site)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.bn1(x).relu_()
+        f = self.conv2(self.bn2(self.conv1(z)).relu_())
+        if self.bn3 is not None and self.conv3 is not None:
+            f = self.conv3(self.bn3(f).relu_())
+        if self.attn is not None:
+            f = 2 * self.attn(f)
+        return self.downsample(z) + self.drop_path(f)
+
+
+class BNResNet(ResNet):
+    def conv(self, shape: dict[str, Any], **dd: Any) -> nn.Conv2d:
+        return nn.Conv2d(**shape, bias=False, **dd)
+
+    def block(self, site: Site, **kwargs: Any) -> nn.Module:
+        return BNBlock(site, **kwargs)
+
+    def make_stem(self, plan: Layout, in_chans: int, **dd: Any) -> nn.Sequential:
+        conv, *rest = super().make_stem(plan, in_chans, **dd).named_children()
+        return nn.Sequential(OrderedDict([conv, ('bn', nn.BatchNorm2d(plan.stem_chs, **dd)), *rest]))
+
+    def init_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+
+class BNPreResNet(BNResNet):
+    preact = True
+    make_stem = ResNet.make_stem
+
+    def block(self, site: Site, **kwargs: Any) -> nn.Module:
+        return BNPreBlock(site, **kwargs)
+
+    def make_final(self, chs: int, **dd: Any) -> nn.Module:
+        return nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(chs, **dd), act=nn.ReLU()))
+
+
+register(
+    BNResNet,
+    {
+        'bn_resnet20_cifar': dict(layout=cifar, depths=(3, 3, 3)),
+        'bn_resnet56_cifar': dict(layout=cifar, depths=(9, 9, 9)),
+        'bn_resnet110_cifar': dict(layout=cifar, depths=(18, 18, 18)),
+    },
+    CIFAR,
+)
+register(
+    BNPreResNet,
+    {
+        'bn_preresnet18_cifar': dict(layout=cifar_wide_basic, depths=(2, 2, 2, 2)),
+        'bn_preresnet50_cifar': dict(layout=cifar_wide, depths=(3, 4, 6, 3)),
+        'bn_preresnet101_cifar': dict(layout=cifar_wide, depths=(3, 4, 23, 3)),
+    },
+    dict(CIFAR, pool_size=(4, 4)),
+)
