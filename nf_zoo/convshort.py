@@ -46,6 +46,7 @@ class IdShortBlock(nn.Module):
         conv = partial(nn.Conv2d, bias=False, **dd)
         first, second, *third = site.convs
         projection = conv_shape(site.in_chs, site.out_chs, 1, site.stride)
+        self.c = C
         self.downsample = conv(**projection) if self.projects(site) else None
         self.conv1 = conv(**first)
         self.conv2 = conv(**second)
@@ -70,7 +71,7 @@ class IdShortBlock(nn.Module):
             f = self.conv3(f.relu_())
         if self.attn is not None:
             f = 2 * self.attn(f)
-        return C * (h + self.drop_path(f))
+        return self.c * (h + self.drop_path(f))
 
 
 class LearnScalarBlock(IdShortBlock):

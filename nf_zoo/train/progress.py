@@ -45,7 +45,9 @@ class Progress:
     def __init__(self, title: str, start: int, total: int, log: Callable[[str], None], bar: bool | None) -> None:
         self.title, self.total, self.log = title, total, log
         shown = sys.stderr.isatty() if bar is None else bar
-        self.bar = tqdm(desc=title, initial=start, total=total, leave=False, unit='step') if shown else None
+        self.bar = (
+            tqdm(desc=title, initial=start, total=total, leave=False, unit='step', mininterval=0) if shown else None
+        )
 
     def __enter__(self) -> 'Progress':
         return self
