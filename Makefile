@@ -3,7 +3,7 @@
 # make check              lint and types alone
 # make soak               every test, the slow ones and many more random examples too
 # make contract [FAMILY='eunnet*']   timm's own model tests on our models
-# make golden             rewrite tests/golden.json after a deliberate change
+# make golden             rewrite nf_zoo/models.json after a deliberate change
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
 PYTHON ?= python3

@@ -16,19 +16,28 @@ from .errors import CheckFailed, Parser, UserError, nearest
 
 
 def _list(args: argparse.Namespace) -> None:
-    from .registry import list_models
+    from .catalogue import rows
 
-    names = list_models()
-    found = list_models(args.filter if set(args.filter) & set('*?[') else f'*{args.filter}*')
-    if not found:
-        raise UserError(f"no model matches '{args.filter}'{nearest(args.filter, names)}")
-    if args.pretrained:
-        found = [f'{name}.{tag}' for name in found for tag in _tags(name)]
-    print(*found, sep='\n')
+    table = rows(args.filter, args.pretrained)
+    if args.json:
+        print(json.dumps([row._asdict() for row in table], indent=2))
+    elif args.names:
+        for row in table:
+            print(*([f'{row.name}.{tag}' for tag in row.weights] if args.pretrained else [row.name]), sep='\n')
+    elif table:
+        left = max(len(row.name) for row in table)
+        right = max(len(row.paper) for row in table)
+        print(f'{"model":<{left}} {"params":>12} {"MACs":>15}  {"input":<13}  {"paper":<{right}}  weights (top-1)')
+        for row in table:
+            weights = ', '.join(tag + ('' if top1 is None else f' {top1:.2f} %') for tag, top1 in row.weights.items())
+            line = f'{row.name:<{left}} {row.params:>12,} {row.macs:>15,}  {_in_words(list(row.input)):<13}  '
+            print(f'{line}{row.paper:<{right}}  {weights}'.rstrip())
 
 
 def _info(args: argparse.Namespace) -> None:
-    facts = _facts(args.name)
+    from .catalogue import facts as facts_of
+
+    facts = facts_of(args.name)
     if args.json:
         print(json.dumps(facts, indent=2))
         return
@@ -141,56 +150,6 @@ def _verify(args: argparse.Namespace) -> None:
     print(verify(args.name, args.data_dir, args.hub))
 
 
-def _tags(name: str) -> list[str]:
-    """Tags of `name` that have weights, ours and timm's."""
-    import timm
-
-    return [found.partition('.')[2] for found in timm.list_models(f'{name}.*', pretrained=True)]
-
-
-def _facts(name_tag: str) -> dict[str, Any]:
-    """What `info` prints: measured on the model itself, so that no table can go stale."""
-    import timm
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from .predict import load_model
-
-    if ':' in name_tag:
-        raise UserError(f"'{name_tag}' is not a registered name (`nf-zoo list` shows them)")
-    name, _, tag = name_tag.partition('.')
-    model = load_model(name_tag, pretrained=False, device='meta')
-    config = model.pretrained_cfg
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, *config['input_size'], device='meta'))
-    page = sys.modules[timm.model_entrypoint(name).__module__].__doc__ or ''
-    return {
-        'model': name,
-        'paper': _in_words(config.get('paper_name') or page.strip().partition('\n\n')[0]),
-        'parameters': sum(p.numel() for p in model.parameters()),
-        'MACs': counter.get_total_flops() // 2,
-        'input': list(config['input_size']),
-        'classes': model.num_classes,
-        'weights': {t: _weights(name, t) for t in _tags(name) if tag in ('', t)},
-    }
-
-
-def _weights(name: str, tag: str) -> dict[str, Any]:
-    import timm
-
-    from . import weights
-
-    found = weights.find(name, tag)
-    if found is None:
-        return {'at': f'hf://{timm.get_pretrained_cfg(f"{name}.{tag}").hf_hub_id}'}
-    if found.place.pinned:  # the index knows; the weights themselves may not be here yet
-        facts = weights.index()[found.name_tag]
-    else:
-        manifest = weights.open_folder(found).manifest
-        facts = manifest | {key: manifest['metrics'].get(key) for key in ('top1', 'n')}
-    return {'at': str(found.place)} | {key: facts.get(key) for key in ('dataset', 'top1', 'n', 'bytes', 'sha256')}
-
-
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ' '.join(f'{key} {_in_words(item)}' for key, item in value.items())
@@ -220,7 +179,9 @@ def _list_options(add: Callable[..., Any]) -> None:
         metavar='FILTER',
         help="a part of the name, or a pattern such as 'eunnet*_cifar'",
     )
-    add('--pretrained', action='store_true', help='only names with weights, each with its tag')
+    add('--pretrained', action='store_true', help='only models with weights')
+    add('--names', action='store_true', help='print names alone; with --pretrained, each with its tags')
+    add('--json', **JSON)
 
 
 def _info_options(add: Callable[..., Any]) -> None:

@@ -3,9 +3,9 @@
 import pytest
 import timm
 import torch
-from golden import measure
 from torch import nn
 
+from nf_zoo.catalogue import measure
 from nf_zoo.net import PadShortcut
 
 

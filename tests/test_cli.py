@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 import nf_zoo
-from nf_zoo import cli
+from nf_zoo import cli, weights
+from nf_zoo.catalogue import SIZES
 from nf_zoo.errors import CheckFailed, UserError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -156,17 +158,34 @@ def test_a_closed_pipe_is_no_error() -> None:
 
 def test_list(run: Run) -> None:
     names = nf_zoo.list_models()
-    assert run('list')[1].split() == names
-    assert run('list', 'eunnet')[1].split() == [name for name in names if 'eunnet' in name]
-    assert run('list', 'eunnet*_cifar')[1].split() == nf_zoo.list_models('eunnet*_cifar')
+    assert run('list', '--names')[1].split() == names
+    assert run('list', 'eunnet', '--names')[1].split() == [name for name in names if 'eunnet' in name]
+    assert run('list', 'eunnet*_cifar', '--names')[1].split() == nf_zoo.list_models('eunnet*_cifar')
     assert "did you mean 'eunnet50'" in failed(run('list', 'eunet50'))
 
 
+def test_list_is_a_table(run: Run) -> None:
+    head, *lines = run('list')[1].splitlines()
+    assert [line.split()[0] for line in lines] == nf_zoo.list_models()
+    left = head.index('paper')
+    sizes = json.loads(SIZES.read_bytes())
+    for line in lines:
+        model, params, macs, *_ = line.split()
+        assert dict(params=int(params.replace(',', '')), macs=int(macs.replace(',', ''))) == sizes[model]
+        assert re.match(r'\w.* 20\d\d\b', line[left:]), 'authors and year'
+    row = next(line for line in lines if line.startswith('eunnet20_cifar '))
+    assert '3 x 32 x 32' in row and 'Nguyen et al. 2023' in row
+    assert f'cifar10 {weights.index()["eunnet20_cifar.cifar10"]["top1"]:.2f} %' in row
+    found = json.loads(run('list', '--json')[1])
+    assert [entry['name'] for entry in found] == nf_zoo.list_models()
+
+
 def test_list_pretrained_has_timms_tags_and_ours(run: Run) -> None:
-    found = run('list', '--pretrained')[1].split()
-    assert 'nf_resnet50.ra2_in1k' in found
+    found = run('list', '--pretrained', '--names')[1].split()
+    assert {'nf_resnet50.ra2_in1k', 'eunnet20_cifar.cifar10'} <= set(found)
     assert all(timm.is_model_pretrained(name) for name in found)
     assert {name.partition('.')[0] for name in found} <= set(nf_zoo.list_models())
+    assert len(run('list', '--pretrained')[1].splitlines()) == 1 + len({name.partition('.')[0] for name in found})
 
 
 def multiply_adds(model: nn.Module, size: list[int]) -> int:

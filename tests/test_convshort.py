@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from golden import measure
 from torch import nn
 
+from nf_zoo.catalogue import measure
 from nf_zoo.errors import UserError
 from nf_zoo.signal import BlockSignal, signal_propagation
 

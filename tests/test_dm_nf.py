@@ -4,10 +4,10 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from golden import multiply_adds
 from torch import Tensor, nn
 
 import nf_zoo  # noqa: F401
+from nf_zoo.catalogue import multiply_adds
 from nf_zoo.convs import GAMMA, WSConv2d
 
 

@@ -2,11 +2,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from golden import measure
 from official import OfficialNet, adopted, assert_same, shapes
 from torch import Tensor, nn
 
 from nf_zoo.bench import saved_bytes
+from nf_zoo.catalogue import measure
 from nf_zoo.train.groups import parameter_groups
 
 PARAMS = {

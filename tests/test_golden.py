@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from golden import PATH, measure
 
 import nf_zoo
+from nf_zoo.catalogue import SIZES, measure
 
-GOLDEN = json.loads(PATH.read_text())
+GOLDEN = json.loads(SIZES.read_text())
 
 
 def test_the_file_has_every_name():

@@ -3,10 +3,10 @@
 import pytest
 import timm
 import torch
-from golden import multiply_adds
 from timm.models import nfnet
 
 import nf_zoo
+from nf_zoo.catalogue import multiply_adds
 from nf_zoo.nf_regnet import NFRegNet
 
 SIZES = ('b0', 'b1', 'b2', 'b3', 'b4', 'b5')

@@ -18,6 +18,7 @@ import timm
 
 import nf_zoo
 from nf_zoo import cli
+from nf_zoo.catalogue import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / 'nf_zoo').rglob('*.py'))
@@ -139,6 +140,15 @@ def test_the_documents_names_and_links_exist() -> None:
     for path in DOCUMENTS:
         for link in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text(encoding='utf-8')):
             assert (ROOT / link).exists(), link
+
+
+def test_the_documents_counts_are_those_of_the_models() -> None:
+    table = (ROOT / 'README.md').read_text(encoding='utf-8').partition('at 50 layers |')[2].partition('\n\n')[0]
+    counts = [int(re.sub(r'\D', '', row.split('|')[-2].rpartition(':')[2])) for row in table.splitlines()[2:]]
+    names = 'eunnet50 nf_resnet50 nf_regnet_b1 dm_nf_resnet50 fixup_resnet50 skipinit_resnet50 rescalenet50'.split()
+    names += 'idshort_resnet50 learnscalar_resnet50 convshort_resnet50 wn_resnet50'.split()
+    sizes = json.loads(SIZES.read_bytes())
+    assert counts == [sizes[name]['params'] for name in names]
 
 
 def test_no_warning_and_no_lost_tag_where_timms_names_are_taken_over() -> None:

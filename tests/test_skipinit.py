@@ -3,8 +3,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from families import small
-from golden import measure
 
+from nf_zoo.catalogue import measure
 from nf_zoo.train.groups import parameter_groups
 
 PARAMS = {

@@ -7,9 +7,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from golden import measure
 from torch import nn
 
+from nf_zoo.catalogue import measure
 from nf_zoo.convs import WeightNormConv2d
 
 
