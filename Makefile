@@ -2,7 +2,7 @@
 # make test [DATA=DIR]    lint, types and every test
 # make check              lint and types alone
 # make soak               every test, the slow ones and many more random examples too
-# make contract [FAMILY='eunnet*']   timm's own model tests on our models
+# make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make golden             rewrite nf_zoo/models.json after a deliberate change
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
@@ -40,7 +40,7 @@ soak: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS) -m '' --timeout 1800 --hypothesis-profile soak
 
 contract: $(STAMP)
-	$(BIN)/python tests/contract.py '$(FAMILY)'
+	$(BIN)/python tests/contract.py '$(FAMILY)' -n$(JOBS)
 
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden

@@ -1,4 +1,4 @@
-"""timm's own model tests, of the installed release, run on our models: `python tests/contract.py ['eunnet*']`.
+"""timm's own model tests, of the installed release, run on our models: `python tests/contract.py ['eunnet*' ...]`.
 
 timm's wheel has no tests, so its source archive is fetched, and its `timm` folder deleted: the installed package is
 what gets tested. The file is also the pytest plugin that restricts those tests to our names.
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def names() -> list[str]:
-    return nf_zoo.list_models(os.environ.get('NF_ZOO_FAMILY', '*'))
+    return nf_zoo.list_models(os.environ.get('NF_ZOO_FAMILY', '*').split())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,13 +54,16 @@ def fetch() -> Path:
 
 
 def main() -> int:
-    os.environ['NF_ZOO_FAMILY'] = sys.argv[1] if len(sys.argv) > 1 else '*'
-    if not names():
-        print(f'nf-zoo: error: no model matches {sys.argv[1]!r}; `nf-zoo list` shows the names', file=sys.stderr)
-        return 2
+    patterns = ' '.join(arg for arg in sys.argv[1:] if not arg.startswith('-')).split() or ['*']
+    os.environ['NF_ZOO_FAMILY'] = ' '.join(patterns)
+    for pattern in patterns:
+        if not nf_zoo.list_models(pattern):
+            print(f'nf-zoo: error: no model matches {pattern!r}; `nf-zoo list` shows the names', file=sys.stderr)
+            return 2
+    options = [arg for arg in sys.argv[1:] if arg.startswith('-')]
     paths = os.pathsep.join(filter(None, [str(ROOT / 'tests'), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-m', 'pytest', '-p', 'contract', '-p', 'no:cacheprovider', '-q', 'tests/test_models.py']
-    return subprocess.run([*command, *sys.argv[2:]], cwd=fetch(), env=os.environ | {'PYTHONPATH': paths}).returncode
+    return subprocess.run([*command, *options], cwd=fetch(), env=os.environ | {'PYTHONPATH': paths}).returncode
 
 
 if __name__ == '__main__':
