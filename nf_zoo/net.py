@@ -7,6 +7,7 @@ method activates before its convolutions, ``preact``.
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -99,6 +100,15 @@ def drop_path(site: Site) -> nn.Module:
     return DropPath(site.drop_path, scale_by_keep=False) if site.drop_path else nn.Identity()
 
 
+def _check(in_chans: Any, num_classes: Any, **rates: float) -> None:
+    for name, value, least in (('in_chans', in_chans, 1), ('num_classes', num_classes, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise UserError(f'{name}={value!r}: give a whole number, {least} or more')
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise UserError(f'{name}={rate!r}: give a rate from 0 to below 1')
+
+
 class ResNet(nn.Module):
     """A residual network after a :class:`~nf_zoo.layout.Layout`, with timm's whole model contract.
 
@@ -136,6 +146,8 @@ class ResNet(nn.Module):
         **block_args: Any,
     ):
         super().__init__()
+        rates = {k: v for k, v in block_args.items() if k.endswith('_rate')}
+        _check(in_chans, num_classes, drop_rate=drop_rate, drop_path_rate=drop_path_rate, **rates)
         dd: dict[str, Any] = dict(device=device, dtype=dtype)
         plan = layout(depths=depths, output_stride=output_stride)
         self.num_classes = num_classes
@@ -153,11 +165,11 @@ class ResNet(nn.Module):
         if not self.small:
             feature_info.append(dict(num_chs=plan.stem_chs, reduction=plan.stem_stride, module=f'stem.{tap}'))
 
-        rates = iter(self.drop_path_rates(drop_path_rate, plan))
+        path_rates = iter(self.drop_path_rates(drop_path_rate, plan))
         stages = []
         reduction = plan.stem_reduction
         for i, sites in enumerate(plan.stages):
-            sites = tuple(replace(site, drop_path=next(rates)) for site in sites)
+            sites = tuple(replace(site, drop_path=next(path_rates)) for site in sites)
             stages.append(nn.Sequential(*(self.block(s, attn_layer=attn_layer, **block_args, **dd) for s in sites)))
             reduction *= sites[0].stride
             feature_info.append(dict(num_chs=sites[-1].out_chs, reduction=reduction, module=f'stages.{i}'))

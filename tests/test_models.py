@@ -183,6 +183,15 @@ def test_bad_values_are_one_line():
         ('eunnet20_cifar', dict(depths=(1, 1, 0)), '3 positive'),
         ('eunnet20_cifar', dict(norm='smaple'), "did you mean 'sample'"),
         ('eunnet20_cifar', dict(attn_layer='sse'), "'se'"),
+        ('eunnet50', dict(in_chans=0), 'in_chans=0: .* 1 or more'),
+        ('nf_resnet50', dict(in_chans=0), 'in_chans=0: .* 1 or more'),
+        ('eunnet50', dict(in_chans='rgb'), "in_chans='rgb'"),
+        ('eunnet50', dict(num_classes=-1), 'num_classes=-1: .* 0 or more'),
+        ('dm_nf_resnet50', dict(drop_path_rate=-0.1), 'drop_path_rate=-0.1: .* rate from 0'),
+        ('eunnet50', dict(drop_path_rate=1.5), 'drop_path_rate=1.5: .* rate from 0'),
+        ('eunnet50', dict(drop_rate=-0.1), 'drop_rate=-0.1: .* rate from 0'),
+        ('rescalenet50', dict(drop_conv_rate=-0.1), 'drop_conv_rate=-0.1: .* rate from 0'),
+        ('wn_resnet50', dict(drop_conv_rate=2), 'drop_conv_rate=2: .* rate from 0'),
     ]:
         with pytest.raises(ValueError, match=part) as caught:
             timm.create_model(name, device='meta', **kwargs)
