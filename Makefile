@@ -4,6 +4,7 @@
 # make soak               every test, the slow ones and many more random examples too
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make golden             rewrite nf_zoo/models.json after a deliberate change
+# make results            write results/*.csv and README's table from the bundled weights
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check soak contract golden clean
+.PHONY: demo test check soak contract golden results clean
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -44,6 +45,9 @@ contract: $(STAMP)
 
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden
+
+results: $(STAMP)
+	$(BIN)/python -m tests.results
 
 clean:
 	rm -rf .venv build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
