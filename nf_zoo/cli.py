@@ -13,6 +13,8 @@ from typing import Any
 
 from . import __version__
 from .errors import CheckFailed, Parser, UserError, nearest
+from .hub_commands import COMMANDS as HUB_COMMANDS
+from .hub_commands import NAME
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -131,25 +133,6 @@ def _bench(args: argparse.Namespace) -> None:
     print(*bench(args.what), sep='\n')
 
 
-def _publish(args: argparse.Namespace) -> None:
-    from .hub import publish
-
-    options = {'replace': args.replace, 'dry_run': args.dry_run, 'dtype': args.dtype, 'license': args.license}
-    print(publish(args.run, args.hub, args.name, **options))
-
-
-def _fetch(args: argparse.Namespace) -> None:
-    from .hub import fetch
-
-    print(fetch(args.name, args.hub))
-
-
-def _verify(args: argparse.Namespace) -> None:
-    from .hub import verify
-
-    print(verify(args.name, args.data_dir, args.hub))
-
-
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ' '.join(f'{key} {_in_words(item)}' for key, item in value.items())
@@ -167,7 +150,6 @@ def _count(text: str) -> int:
     return int(text)
 
 
-NAME = dict(metavar='NAME', help='a model name, such as eunnet20_cifar, or with a tag, such as eunnet20_cifar.cifar10')
 JSON = dict(action='store_true', help='print JSON')
 
 
@@ -203,26 +185,6 @@ def _predict_options(add: Callable[..., Any]) -> None:
     add('images', nargs='+', metavar='IMAGE', help='PNG, JPEG, WebP, BMP, GIF or TIFF files of any size and mode')
     add('--top', type=_count, default=5, metavar='N', help='classes for each image (5)')
     add('--json', **JSON)
-
-
-def _publish_options(add: Callable[..., Any]) -> None:
-    add('run', metavar='RUN', help='the output folder of a training run')
-    add('hub', metavar='HUB', help='a directory, or hf://ORG')
-    add('name', nargs='?', metavar='NAME.TAG', help="the name to publish under (the run's model and data set)")
-    add('--replace', action='store_true', help='replace other weights of this name')
-    add('--dry-run', action='store_true', help='check everything, write nothing')
-    add('--dtype', choices=['float32', 'float16', 'bfloat16'], help='store the weights in this type (as they are)')
-    add('--license', default='apache-2.0', metavar='SPDX', help='licence of the weights (apache-2.0)')
-
-
-def _fetch_options(add: Callable[..., Any]) -> None:
-    add('name', **NAME)
-    add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
-
-
-def _verify_options(add: Callable[..., Any]) -> None:
-    _fetch_options(add)
-    add('--data-dir', metavar='DIR', help="measure the accuracy too, on the data set in torchvision's folder DIR")
 
 
 def _export_options(add: Callable[..., Any]) -> None:
@@ -262,19 +224,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[..., None] | None, Callable[..., in
         _evaluate,
     ),
     'predict': ('classify image files', 'nf-zoo predict eunnet20_cifar cat.png', _predict_options, _predict),
-    'publish': (
-        'put the weights of a run into a hub',
-        'nf-zoo publish RUN my-hub eunnet20_cifar.cifar10',
-        _publish_options,
-        _publish,
-    ),
-    'fetch': (
-        'find weights, check their hash, print their folder',
-        'nf-zoo fetch eunnet20_cifar',
-        _fetch_options,
-        _fetch,
-    ),
-    'verify': ('check the weights of a model', 'nf-zoo verify eunnet20_cifar --data-dir DIR', _verify_options, _verify),
+    **HUB_COMMANDS,
     'export': (
         'write an ONNX file and check it against PyTorch',
         'nf-zoo export eunnet20_cifar --pretrained -o eunnet20_cifar.onnx',
@@ -328,6 +278,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error)
         if isinstance(error, OSError) and error.filename:
             text = f'{error.filename}: {error.strerror}'
+        if 'huggingface_hub' in sys.modules:
+            from .hf_calls import redact
+
+            text = redact(text)
         print(f'nf-zoo: error: {" ".join(text.split())}', file=sys.stderr)
         return 1 if isinstance(error, CheckFailed) else 2
     except KeyboardInterrupt:

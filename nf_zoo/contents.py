@@ -1,11 +1,13 @@
-"""What a published folder holds, made from a training run or from a model: weights, config, manifest and card."""
+"""What a published folder holds, made from a run, a model or published weights: weights, config, manifest and card."""
 
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
@@ -18,9 +20,10 @@ from torch import nn
 from . import card
 from .errors import CheckFailed, UserError, nearest
 from .files import tensor_bytes
+from .hf_calls import has_token
 from .places import MANIFEST, DirPlace, parse, readable
 from .schema import FORMAT, read_json
-from .weights import CARD, CONFIG, WEIGHTS, Found, parse_config
+from .weights import CARD, CONFIG, WEIGHTS, Folder, Found, locate, open_folder, parse_config
 
 CURVES = 'curves.png'
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -58,9 +61,14 @@ class Contents:
     manifest: dict[str, Any]
     files: dict[str, bytes]
 
-    @property
-    def manifest_sha256(self) -> str:
-        return hashlib.sha256(self.files[MANIFEST]).hexdigest()
+    def same_as(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether ``manifest`` is of these very files, published on whatever day."""
+        return {**manifest, 'published': None} == {**self.manifest, 'published': None}
+
+    def refuse_others(self, target: str, manifest: Mapping[str, Any]) -> None:
+        """Raises UserError: ``manifest``, that of ``target``, is of other weights."""
+        if manifest.get('sha256') != self.manifest['sha256']:
+            raise UserError(f'{target} has other weights; replace them (--replace), or choose another tag')
 
 
 def gather(
@@ -68,7 +76,7 @@ def gather(
     name: str | None,
     tag: str | None,
     dtype: str | None,
-    license: str,
+    license: str | None,
     facts: dict[str, Any],
 ) -> Contents:
     """The contents of the folder to publish; see ``hub.publish`` for the arguments.
@@ -90,11 +98,21 @@ def gather(
         architecture = cfg.get('architecture')
         if not architecture:
             raise UserError('the model was not made by timm.create_model, so that no config can be written for it')
+    elif _is_name(source):
+        folder = open_folder(locate(*parse(str(source))))
+        if name in (None, folder.name_tag) and not (tag or dtype or license or facts):
+            return _copy(folder)
+        model, data, result = _read_published(folder)
+        known = Facts(**{key: result[key] for key in fields if key in result} | facts)
+        architecture, license = folder.name, license or folder.manifest['license']
+        curves = folder.read(CURVES) if CURVES in folder.manifest['files'] else None
     else:
         model, data, result = _read_run(Path(source))
         known = Facts(**{key: result[key] for key in fields if key in result} | facts)
         architecture = result['model'].partition('.')[0]
-        curves = Path(source) / CURVES
+        path = Path(source) / CURVES
+        curves = _bytes_of(path) if path.is_file() else None
+    license = license or 'apache-2.0'
     name, given = parse(name or architecture)
     if name != architecture:
         raise UserError(f'the weights are those of {architecture}, not of {name}')
@@ -117,16 +135,43 @@ def gather(
     _, model_args = parse_config(config, found)  # what no reader would take is not published either
     manifest = _manifest(model, known, found, license, data, state, model_args)
     files = {WEIGHTS: data, CONFIG: config}
-    if curves is not None and curves.is_file():
-        files[CURVES] = _bytes_of(curves)
+    if curves is not None:
+        files[CURVES] = curves
     files[CARD] = card.render(manifest, CURVES in files).encode()
     manifest['files'] = {key: hashlib.sha256(content).hexdigest() for key, content in sorted(files.items())}
     files[MANIFEST] = json_bytes(manifest)
+    spoiled = next((key for key, content in files.items() if has_token(content)), None)
+    if spoiled:
+        raise UserError(f'{spoiled} would show your token of the Hugging Face Hub; take it out of the run or the facts')
     return Contents(found.name_tag, manifest, files)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n').encode()
+
+
+def _is_name(source: str | Path) -> bool:
+    """Whether this is NAME or NAME.TAG and no folder."""
+    if isinstance(source, Path) or os.sep in source or Path(source).exists():
+        return False
+    return timm.is_model(source.partition('.')[0])
+
+
+def _copy(folder: Folder) -> Contents:
+    files = {filename: folder.read(filename) for filename in folder.manifest['files']}
+    parse_config(files[CONFIG], folder)
+    manifest = read_json(folder.manifest_bytes, f'{folder}/{MANIFEST}')
+    return Contents(folder.name_tag, manifest, {**files, MANIFEST: folder.manifest_bytes})
+
+
+def _read_published(folder: Folder) -> tuple[nn.Module, bytes, dict[str, Any]]:
+    """Published weights as `_read_run` gives those of a run."""
+    cfg, model_args = parse_config(folder.read(CONFIG), folder)
+    data = folder.read(WEIGHTS)
+    model = timm.create_model(folder.name, pretrained_cfg=cfg, **model_args)
+    model.load_state_dict(safetensors.torch.load(data))
+    known = folder.manifest | {key: value for key, value in cfg.items() if value is not None}
+    return model, data, known | {'classes': cfg.get('label_names')}
 
 
 def _read_run(run: Path) -> tuple[nn.Module, bytes, dict[str, Any]]:
@@ -196,6 +241,7 @@ def _manifest(
         'dtype': ', '.join(sorted(dtypes)),
         'parameters': sum(p.numel() for p in model.parameters()),
         'license': license,
+        'published': datetime.now(timezone.utc).date().isoformat(),
         'dataset': known.dataset,
         'num_classes': model.num_classes,
         'model_args': model_args,

@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .errors import CheckFailed, UserError, nearest
+from .errors import UserError, nearest
+from .hf_calls import hf_errors, patient
 from .schema import read_json, short
 
 _logger = logging.getLogger(__name__)
@@ -50,6 +51,12 @@ class DirPlace:
     def names(self) -> list[str]:
         """Every ``name.tag`` that can be seen without a network."""
         return list(index()) if self.pinned else [n for n in _folders(self.path) if _is_name_tag(n)]
+
+    def contents(self) -> list[str]:
+        """Every ``name.tag``. Raises UserError: there is no such directory."""
+        if not self.path.is_dir():
+            raise UserError(f'{self} is no directory')
+        return self.names()
 
     def has(self, name_tag: str) -> bool:
         if self.pinned and name_tag not in index():
@@ -99,6 +106,17 @@ class HfPlace:
         cached = (n.removeprefix(prefix) for n in _folders(Path(HF_HUB_CACHE)) if n.startswith(prefix))
         return [n for n in cached if _is_name_tag(n)]
 
+    def contents(self) -> list[str]:
+        """Every ``name.tag`` that the Hub lists for the organization; offline, those of its cache."""
+        from huggingface_hub import HfApi, constants
+
+        if self.pinned or constants.HF_HUB_OFFLINE:
+            return self.names()
+        with hf_errors(self.org):
+            repos = patient(lambda: [model.id for model in HfApi(library_name='nf_zoo').list_models(author=self.org)])
+        found = (repo.partition('/')[2] for repo in repos if repo.partition('/')[0].lower() == self.org.lower())
+        return sorted(n for n in found if _is_name_tag(n))
+
     def has(self, name_tag: str) -> bool:
         """Ask the Hub (or, offline, its cache), unless the index knows."""
         return name_tag in index() if self.pinned else self._manifest(name_tag) is not None
@@ -108,7 +126,8 @@ class HfPlace:
         manifest = self._manifest(name_tag)
         if manifest is None:
             raise UserError(
-                f'there is no {self.org}/{name_tag} with a {MANIFEST} at {self}{nearest(name_tag, self.names())}'
+                f'there is no {self.org}/{name_tag} with a {MANIFEST} at {self}{nearest(name_tag, self.names())}; '
+                'a private one needs HF_TOKEN'
             )
         return manifest.parent
 
@@ -129,7 +148,7 @@ class HfPlace:
         repo = f'{self.org}/{name_tag}'
         with hf_errors(repo):
             try:
-                return Path(hf_hub_download(repo, filename, revision=revision, library_name='nf_zoo'))
+                return Path(patient(lambda: hf_hub_download(repo, filename, revision=revision, library_name='nf_zoo')))
             except errors.LocalEntryNotFoundError:
                 if constants.HF_HUB_OFFLINE:
                     _logger.warning(f'{repo} is not in the cache of huggingface_hub, and HF_HUB_OFFLINE is set')
@@ -230,19 +249,3 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"can't read {path}: {error.strerror or error}") from None
-
-
-@contextmanager
-def hf_errors(repo: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises for ``repo`` into one UserError that says what to do."""
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
-
-    try:
-        yield
-    except LocalEntryNotFoundError:
-        raise UserError(f"{repo} is not in the cache and the Hub can't be reached; try again online") from None
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # hf-xet raises RuntimeError
-        if isinstance(error, UserError | CheckFailed):
-            raise
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f'hf://{repo}: {reason[:300]}') from None

@@ -7,6 +7,7 @@ timm, and nothing is ever unpickled.
 """
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from .errors import CheckFailed, UserError, nearest
+from .hf_calls import Unreachable
 from .places import (
     BUNDLED,
     MANIFEST,
@@ -61,6 +63,8 @@ __all__ = [
     'tags',
 ]
 
+_logger = logging.getLogger(__name__)
+
 WEIGHTS, CONFIG, CARD = 'model.safetensors', 'config.json', 'README.md'
 SMALL_LIMIT = 4 << 20  # bytes of any other file; a config with the 21,843 class names of ImageNet-21k has 1 MB
 
@@ -87,21 +91,41 @@ class Folder(Found):
 
     path: Path
     manifest: dict[str, Any]
-    sha256: str  # of the manifest
+    manifest_bytes: bytes
 
     def read(self, filename: str) -> bytes:
         """A file of the manifest. Raises CheckFailed: not the one that was published; UserError: it is missing."""
-        where = f'{self}/{filename}'
-        limit = SMALL_LIMIT
-        if filename == WEIGHTS:
-            limit = self.manifest['bytes']
-            size = self.place.file(self.name_tag, self.path, filename).stat().st_size
-            if size != limit:
-                raise CheckFailed(f'{where} has {size} bytes instead of {limit}; {_remedy(self)}')
-        check_hash(
-            data := _read(self, self.path, filename, limit), self.manifest['files'][filename], where, _remedy(self)
-        )
+        path, limit = self._sized(filename)
+        data = _read(path, limit)
+        self._compare(path, filename, hashlib.sha256(data).hexdigest())
         return data
+
+    def check(self, filename: str) -> None:
+        """`read` without keeping what was read: in the memory of one megabyte, whatever the size of the file."""
+        path, limit = self._sized(filename)
+        sha256 = hashlib.sha256()
+        with readable(path), path.open('rb') as file:
+            while chunk := file.read(1 << 20):
+                sha256.update(chunk)
+                if file.tell() > limit:
+                    raise UserError(f'{path} has more than {limit} bytes')
+        self._compare(path, filename, sha256.hexdigest())
+
+    def check_all(self) -> None:
+        for filename in self.manifest['files']:
+            self.check(filename)
+
+    def _sized(self, filename: str) -> tuple[Path, int]:
+        path = self.place.file(self.name_tag, self.path, filename)
+        if filename != WEIGHTS:
+            return path, SMALL_LIMIT
+        limit, size = self.manifest['bytes'], path.stat().st_size
+        if size != limit:
+            raise CheckFailed(f'{self}/{filename} has {size} bytes instead of {limit}; {_remedy(self, path)}')
+        return path, limit
+
+    def _compare(self, path: Path, filename: str, actual: str) -> None:
+        _same(actual, self.manifest['files'][filename], f'{self}/{filename}', _remedy(self, path))
 
 
 @dataclass(frozen=True)
@@ -138,15 +162,27 @@ def cfg_of(entry: dict[str, Any]) -> dict[str, Any]:
 def find(name: str, tag: str | None = None) -> Found | None:
     """The first place on the search path with weights of this name; without a tag, of its best one.
 
+    A place that can't be reached is passed over with a warning.
+
     Raises:
-        UserError: a name that is none, or a place that can't be reached.
+        UserError: a name that is none; Unreachable: nothing was found, and a place could not be asked.
     """
     name, tag = parse(f'{name}.{tag}' if tag is not None else name)
     if tag is None:
         tag = next(iter(tags(name)), None)
     if tag is None:
         return None
-    return next((Found(p, name, tag) for p in search_path() if p.has(f'{name}.{tag}')), None)
+    silent: Unreachable | None = None
+    for place in search_path():
+        try:
+            if place.has(f'{name}.{tag}'):
+                return Found(place, name, tag)
+        except Unreachable as error:
+            _logger.warning(f'{place} is passed over: {error}')
+            silent = silent or error
+    if silent is not None:
+        raise silent
+    return None
 
 
 def locate(name: str, tag: str | None = None, place: Place | None = None) -> Found:
@@ -195,41 +231,42 @@ def open_folder(found: Found) -> Folder:
         CheckFailed: a pinned place, and not the manifest that the index pins.
     """
     path = found.place.snapshot(found.name_tag)
-    data = _read(found, path, MANIFEST, SMALL_LIMIT)
+    file = found.place.file(found.name_tag, path, MANIFEST)
+    data = _read(file, SMALL_LIMIT)
     where = f'{found}/{MANIFEST}'
     pins: dict[str, str] = {}
     if found.place.pinned:
         entry = index()[found.name_tag]
         pins = {**entry['files'], WEIGHTS: entry['sha256']}
-        check_hash(data, pins.pop(MANIFEST), where, _remedy(found))
+        _same(hashlib.sha256(data).hexdigest(), pins.pop(MANIFEST), where, _remedy(found, file))
     manifest = read_json(data, where)
     if isinstance(manifest.get('format'), int) and manifest['format'] > FORMAT:
         raise UserError(f'{where} is of a newer format ({manifest["format"]}); upgrade nf-zoo')
     validate({key: manifest.get(key) for key in MANIFEST_KEYS}, MANIFEST_KEYS, where)
     owner = f'{manifest["architecture"]}.{manifest["tag"]}'
     if owner != found.name_tag:
-        raise UserError(f'{where} is the one of {owner}; {_remedy(found)}')
+        raise UserError(f'{where} is the one of {owner}; {_remedy(found, file)}')
     if manifest['files'].get(WEIGHTS) != manifest['sha256'] or CONFIG not in manifest['files']:
-        raise UserError(f'{where}: its hashes contradict one another; {_remedy(found)}')
+        raise UserError(f'{where}: its hashes contradict one another; {_remedy(found, file)}')
     manifest['files'].update(pins)
-    return Folder(found.place, found.name, found.tag, path, manifest, hashlib.sha256(data).hexdigest())
+    return Folder(found.place, found.name, found.tag, path, manifest, data)
 
 
-def check_hash(data: bytes, expected: str, where: str, remedy: str) -> None:
-    """Raises CheckFailed: another sha256."""
-    actual = hashlib.sha256(data).hexdigest()
+def _same(actual: str, expected: str, where: str, remedy: str) -> None:
     if actual != expected:
         raise CheckFailed(f'{where} is not the published file (sha256 {actual} instead of {expected}); {remedy}')
 
 
-def _remedy(found: Found) -> str:
+def _remedy(found: Found, path: Path | None = None) -> str:
+    """What to do about a bad folder, or one bad file of it; the copies of other revisions are left alone."""
+    if isinstance(found.place, HfPlace) and path is not None:
+        return f'delete {path.resolve()} and fetch it again'
     if isinstance(found.place, HfPlace):
-        return f'delete models--{found.place.org}--{found.name_tag} in the cache of huggingface_hub and fetch it again'
+        return f'tell {found.place.org}, or take another revision'
     return 'reinstall nf-zoo' if found.place.pinned else f'publish {found.name_tag} again'
 
 
-def _read(found: Found, snapshot: Path, filename: str, limit: int) -> bytes:
-    path = found.place.file(found.name_tag, snapshot, filename)
+def _read(path: Path, limit: int) -> bytes:
     with readable(path), path.open('rb') as file:
         data = file.read(limit + 1)
     if len(data) > limit:

@@ -111,7 +111,12 @@ def test_an_unknown_model(run: Run, command: str, name: str, tmp_path: Path) -> 
         'list a b c',
         'info hf-hub:someone/something',
         'info eunnet20_cifar.nowhere',
-        'publish nowhere hub',
+        'publish nowhere --to hub',
+        'publish nowhere',
+        'verify',
+        'verify eunnet20_cifar --all',
+        'hub index nowhere',
+        'hub indx .',
         'verify eunnet20_cifar.nowhere',
         'fetch eunnet20_cifar.nowhere',
         'train nowhere.yaml',
@@ -259,7 +264,9 @@ def test_a_flipped_byte(run: Run, hub: Path, tmp_path: Path) -> None:
 
 
 def test_publishing_nothing_leaves_nothing(run: Run, tmp_path: Path) -> None:
-    assert 'nowhere' in failed(run('publish', tmp_path / 'nowhere', tmp_path / 'hub', 'eunnet20_cifar.x'))
+    assert 'nowhere' in failed(
+        run('publish', tmp_path / 'nowhere', '--to', tmp_path / 'hub', '--name', 'eunnet20_cifar.x')
+    )
     assert not (tmp_path / 'hub').exists()
 
 

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.data import resolve_data_config
 from torch import nn
 from torch.nn import functional as F
 
+from ..errors import UserError
 from .data import Batch, MemoryData, load_dataset
+from .folder import FolderData, open_folders
+from .recipe import Recipe
 
 Autocast = Callable[[], AbstractContextManager]
 
@@ -42,13 +46,16 @@ def evaluate(
     device: str | torch.device | None = None,
     download: bool = False,
 ) -> dict[str, float]:
-    """Score ``model`` on the validation split of an in-memory set, at the size, mean and deviation of its cfg.
+    """Score ``model`` on the validation split of an in-memory set, or of ``'folder'``, as its cfg says.
 
     Returns top1 and top5 in percent, the mean cross-entropy ``loss`` and the number of images ``n``. The model stays
-    where it is unless ``device`` is given. Raises `UserError` as `load_dataset` does.
+    where it is unless ``device`` is given. Raises `UserError` as `load_dataset` and `open_folders` do, and for folders
+    that aren't the model's classes.
     """
     device = torch.device(device) if device else next(model.parameters()).device
     config = resolve_data_config(model=model)
+    if dataset == 'folder':
+        return score(model.to(device), _folder(model, data_dir, batch_size, device, config))
     data = MemoryData(
         None,
         load_dataset(dataset, data_dir, 'validation', download=download),
@@ -60,3 +67,15 @@ def evaluate(
         size=config['input_size'][-1],
     )
     return score(model.to(device), data.val_batches())
+
+
+def _folder(
+    model: Any, data_dir: str | Path | None, batch_size: int, device: torch.device, config: dict[str, Any]
+) -> Iterable[Batch]:
+    (images,) = open_folders(str(data_dir) if data_dir else None, 'validation')
+    classes = list(getattr(model, 'pretrained_cfg', {}).get('label_names') or images.classes)
+    if classes != images.classes:
+        odd = sorted(set(classes) ^ set(images.classes)) or ['in another order']
+        raise UserError(f'{data_dir}/validation has other classes than the model ({", ".join(odd[:5])})')
+    recipe = Recipe(model='', dataset='folder', batch_size=batch_size, workers=0)
+    return FolderData(images, images, recipe, config, device).val_batches()

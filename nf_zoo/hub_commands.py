@@ -1,0 +1,107 @@
+"""The commands of the hub: publish, fetch, verify, hub index."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .files import write_whole
+
+NAME = dict(metavar='NAME', help='a model name, such as eunnet20_cifar, or with a tag, such as eunnet20_cifar.cifar10')
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from .hub import publish
+
+    options = {key: getattr(args, key) for key in ('replace', 'private', 'dry_run', 'dtype', 'license')}
+    print(publish(args.source, args.to, args.name, **options), *(['(dry run: nothing written)'] * args.dry_run))
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from .hub import fetch
+
+    print(fetch(args.name, args.hub))
+
+
+def _verify(args: argparse.Namespace) -> int | None:
+    from .hub import verify
+    from .verification import verify_all
+
+    if bool(args.name) == args.all:
+        raise UserError('give a NAME, or --all for a whole hub')
+    if args.name:
+        print(verify(args.name, args.data_dir, args.hub))
+        return None
+    from .listing import columns, percent, plain
+
+    rows, failed = [], 0
+    for name_tag, found in verify_all(args.hub, args.data_dir):
+        if isinstance(found, Exception):
+            failed += 1
+            rows.append([name_tag, 'FAILED', '', '', plain(found)])
+        else:
+            tops = [percent((metrics or {}).get('top1')) for metrics in (found.recorded, found.measured)]
+            rows.append([name_tag, 'verified', *tops, found.place])
+    print(*columns(['name', '', 'recorded', 'measured', 'where'], rows), sep='\n')
+    return 1 if failed else None
+
+
+def _hub(args: argparse.Namespace) -> int | None:
+    from .listing import as_csv, as_html, as_table, list_hub
+
+    rows = list_hub(args.hub)
+    for path, content in ((args.csv, as_csv), (args.html, as_html)):
+        if path:
+            write_whole(path, content(rows, args.hub).encode())
+    print(as_table(rows))
+    return 1 if any(row.error for row in rows) else None
+
+
+def _publish_options(add: Callable[..., Any]) -> None:
+    add('source', metavar='RUN_OR_NAME', help='the output folder of a training run, or the NAME.TAG of known weights')
+    add('--to', required=True, metavar='HUB', help='a directory, hf://ORG or hf://ORG@BRANCH')
+    add('--name', metavar='NAME.TAG', help="the name to publish under (the run's model and data set)")
+    add('--replace', action='store_true', help='replace other weights of this name')
+    add('--private', action='store_true', help='make a new repository of hf://ORG private')
+    add('--dry-run', action='store_true', help='check everything, write nothing')
+    add('--dtype', choices=['float32', 'float16', 'bfloat16'], help='store the weights in this type (as they are)')
+    add('--license', metavar='SPDX', help='licence of the weights (that of published ones, else apache-2.0)')
+
+
+def _fetch_options(add: Callable[..., Any]) -> None:
+    add('name', **NAME)
+    add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
+
+
+def _verify_options(add: Callable[..., Any]) -> None:
+    add('name', nargs='?', **NAME)
+    add('--all', action='store_true', help='every name of the hub, or of the search path, as a table')
+    add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
+    add('--data-dir', metavar='DIR', help="measure the accuracy too, on the data set in torchvision's folder DIR")
+
+
+def _hub_options(add: Callable[..., Any]) -> None:
+    add('action', choices=['index'], metavar='index', help='the table of what is in a hub')
+    add('hub', metavar='HUB', help='a directory or hf://ORG')
+    add('--csv', type=Path, metavar='FILE', help='write it as CSV too')
+    add('--html', type=Path, metavar='FILE', help='write it as a page that sorts and filters, too')
+
+
+# as in cli.COMMANDS
+COMMANDS: dict[str, tuple[str, str, Callable[..., None] | None, Callable[..., int | None]]] = {
+    'publish': (
+        'put the weights of a run into a hub',
+        'nf-zoo publish RUN --to my-hub --name eunnet20_cifar.cifar10',
+        _publish_options,
+        _publish,
+    ),
+    'fetch': (
+        'find weights, check their hash, print their folder',
+        'nf-zoo fetch eunnet20_cifar',
+        _fetch_options,
+        _fetch,
+    ),
+    'verify': ('check the weights of a model', 'nf-zoo verify eunnet20_cifar --data-dir DIR', _verify_options, _verify),
+    'hub': ('the contents of a hub', 'nf-zoo hub index my-hub --html index.html', _hub_options, _hub),
+}
