@@ -2,6 +2,7 @@
 # make test [DATA=DIR]    lint, types and every test
 # make check              lint and types alone
 # make soak               every test, the slow ones and many more random examples too
+# make kit-test           install the runtimes of export/ (Debian's and npm's packages) and run their tests
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make golden             rewrite nf_zoo/models.json after a deliberate change
 # make results            write results/*.csv and README's table from the bundled weights
@@ -17,7 +18,7 @@ BIN := .venv/bin
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check soak contract golden results clean
+.PHONY: demo test check soak kit-test contract golden results clean
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -38,7 +39,11 @@ check: $(STAMP)
 	$(BIN)/python -m mypy
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest -q -n $(JOBS) -m '' --timeout 1800 --hypothesis-profile soak
+	$(BIN)/python -m pytest -q -n $(JOBS) -m 'not kit' --timeout 1800 --hypothesis-profile soak
+
+kit-test: $(STAMP)
+	export/install.sh
+	$(if $(DATA),NF_ZOO_DATA='$(abspath $(DATA))') $(BIN)/python -m pytest -q -m kit
 
 contract: $(STAMP)
 	$(BIN)/python tests/contract.py '$(FAMILY)' -n$(JOBS)
@@ -50,5 +55,5 @@ results: $(STAMP)
 	$(BIN)/python -m tests.results
 
 clean:
-	rm -rf .venv build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist demo-output export/*/node_modules export/cpp/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

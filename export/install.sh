@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs what the kits and their tests need and is not there yet: Debian's packages (as root), and npm's from the lock files.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+missing=()
+need() { "${@:2}" >/dev/null 2>&1 || missing+=("$1"); }
+need nodejs command -v node
+need npm command -v npm
+need chromium command -v chromium
+need cmake command -v cmake
+need g++ command -v g++
+need make command -v make
+need libstb-dev test -e /usr/include/stb/stb_image.h
+need nlohmann-json3-dev test -e /usr/include/nlohmann/json.hpp
+if ((${#missing[@]})); then
+    if ((EUID)) || ! command -v apt-get >/dev/null; then
+        echo "nf-zoo: error: the kits' tests need these Debian packages; install them as root: ${missing[*]}" >&2
+        exit 2
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+# onnxruntime-node's package has the CPU library; its script would fetch the one for CUDA.
+export ONNXRUNTIME_NODE_INSTALL=skip
+for kit in node browser; do
+    npm ci --prefix "$kit" --no-audit --no-fund --loglevel=error
+done

@@ -1,0 +1,220 @@
+"""The deployment kits of export/ give PyTorch's answers, from nothing but the exported file and the images."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pytest
+import timm
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+import nf_zoo
+from nf_zoo.predict import class_names, predict, preprocessing
+
+pytestmark = [pytest.mark.kit, pytest.mark.timeout(300)]
+
+KITS = Path(__file__).parent.parent / 'export'
+# Pillow 13 resizes tall pictures' height first, and the kits with it.
+TALL = [(37, 100), (37, 500)] if int(PIL.__version__.partition('.')[0]) >= 13 else []
+TOLERANCE = 1e-4  # of probabilities
+MODELS = ('eunnet20_cifar.cifar10', 'nf_resnet20_cifar.cifar10', 'digits', 'photos', 'grey')
+
+Answer = list[tuple[str, float]]
+Files = Callable[[str, str], Path]
+
+
+def digits_model() -> torch.nn.Module:
+    """The bundled network with a new head, fitted on 500 of the digits."""
+    model = timm.create_model(
+        'eunnet20_cifar.cifar10',
+        pretrained=True,
+        pretrained_cfg_overlay={'label_names': [f'digit {i}' for i in range(10)]},
+    ).eval()
+    transform, mode = preprocessing(model)
+    digits = load_digits()
+    x = torch.stack([transform(scan(image).convert(mode)) for image in digits.images[:500]])
+    with torch.no_grad():
+        features = model.forward_head(model.forward_features(x), pre_logits=True)
+        fit = LogisticRegression(C=100, max_iter=1000).fit(features.numpy(), digits.target[:500])
+        head = model.get_classifier()
+        head.weight.copy_(torch.from_numpy(fit.coef_))
+        head.bias.copy_(torch.from_numpy(fit.intercept_))
+    return model
+
+
+def random_model(name: str, num_classes: int, **kwargs: Any) -> torch.nn.Module:
+    """Weights that tell images apart, so that a pixel prepared otherwise shows."""
+    model = timm.create_model(name, num_classes=num_classes, **kwargs).eval()
+    torch.nn.init.normal_(model.get_classifier().weight)
+    return model
+
+
+def build(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    if name == 'digits':
+        return digits_model()
+    if name == 'photos':  # a crop of a larger picture, bilinear; fewer classes than five, without names
+        cfg = dict(input_size=(3, 64, 64), crop_pct=0.9, interpolation='bilinear')
+        return random_model('nf_resnet26', 4, pretrained_cfg_overlay=cfg)
+    if name == 'grey':
+        cfg = dict(input_size=(1, 24, 40), crop_pct=0.8, mean=(0.5,), std=(0.25,))
+        return random_model('nf_resnet20_cifar', 6, in_chans=1, pretrained_cfg_overlay=cfg)
+    return timm.create_model(name, pretrained=True).eval()
+
+
+def scan(image: np.ndarray) -> Image.Image:
+    return Image.fromarray((image * 255 / 16).astype(np.uint8))
+
+
+@pytest.fixture(scope='session')
+def models() -> Callable[[str], torch.nn.Module]:
+    cache: dict[str, torch.nn.Module] = {}
+
+    def get(name: str) -> torch.nn.Module:
+        if name not in cache:
+            cache[name] = build(name)
+        return cache[name]
+
+    return get
+
+
+@pytest.fixture(scope='session')
+def files(models: Callable[[str], torch.nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """The exported file of a model, written when it is first asked for."""
+    folder = tmp_path_factory.mktemp('models')
+
+    def get(name: str, extension: str) -> Path:
+        path = folder / f'{name}.{extension}'
+        if not path.exists():
+            (nf_zoo.export_onnx if extension == 'onnx' else nf_zoo.export_torchscript)(models(name), path)
+        return path
+
+    return get
+
+
+@pytest.fixture(scope='session')
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Digits, enlarged digits, and smooth and rough pictures of awkward sizes and modes, as PNG files."""
+    folder = tmp_path_factory.mktemp('images')
+    scans = load_digits().images[-20:]
+    pictures = {f'digit{i:02}': scan(image) for i, image in enumerate(scans)}
+    pictures['enlarged'] = scan(scans[0]).resize((230, 310))
+    rng = np.random.default_rng(0)
+    for width, height in [(1, 1), (3, 2), (32, 32), (33, 31), (31, 70), (64, 64), (640, 427), (50, 37), *TALL]:
+        rough = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        smooth = Image.fromarray(rough[:4, :5]).resize((width, height), Image.Resampling.BICUBIC)
+        pictures |= {f'rough{width}x{height}': Image.fromarray(rough), f'smooth{width}x{height}': smooth}
+    picture = pictures['smooth640x427']
+    pictures |= {'palette': picture.quantize(), 'grey': picture.convert('L')}
+    for name, one in pictures.items():
+        one.save(folder / f'{name}.png')
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope='session')
+def cifar_images(cifar_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The first images of CIFAR-10's test batch, as PNG files."""
+    from torchvision.datasets import CIFAR10
+
+    folder = tmp_path_factory.mktemp('cifar')
+    data = CIFAR10(str(cifar_dir), train=False).data[:32]
+    for i, image in enumerate(data):
+        Image.fromarray(image).save(folder / f'{i:02}.png')
+    return sorted(folder.iterdir())
+
+
+def answers(command: list[Any], images: list[Path]) -> list[Answer]:
+    """What a kit's program prints for each image: its path, and below it a probability and a name a line."""
+    run = subprocess.run([*map(str, command), *map(str, images)], capture_output=True, text=True, timeout=200)
+    assert run.returncode == 0, run.stderr
+    rows: list[Answer] = []
+    for line in run.stdout.splitlines():
+        if found := re.fullmatch(r'  ([01]\.\d{6})  (.+)', line):
+            rows[-1].append((found[2], float(found[1])))
+        else:
+            assert line == str(images[len(rows)])
+            rows.append([])
+    return rows
+
+
+def agree(model: torch.nn.Module, images: list[Path], rows: list[Answer]) -> None:
+    """The five most probable classes and their probabilities are PyTorch's (two of one probability in any order)."""
+    top = min(5, len(class_names(model)))
+    assert len(rows) == len(images)
+    for path, found, expected in zip(images, rows, predict(model, images, top=10**6), strict=True):
+        assert len(found) == len({name for name, _ in found}) == top, path
+        for (name, probability), (_, at_this_rank) in zip(found, expected[:top], strict=True):
+            assert abs(probability - at_this_rank) <= TOLERANCE, (path, found, expected)
+            assert abs(probability - dict(expected)[name]) <= TOLERANCE, (path, found, expected)
+
+
+@pytest.fixture(scope='session')
+def python_kit() -> tuple[list[Any], str]:
+    return [sys.executable, KITS / 'python' / 'classify.py'], 'onnx'
+
+
+@pytest.fixture(scope='session')
+def node_kit() -> tuple[list[Any], str]:
+    if not shutil.which('node') or not (KITS / 'node' / 'node_modules').is_dir():
+        pytest.skip("Node or the kit's packages are missing: make kit-test installs them")
+    return ['node', KITS / 'node' / 'classify.js'], 'onnx'
+
+
+@pytest.fixture(scope='session')
+def cpp_kit(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], str]:
+    if not all(map(shutil.which, ('cmake', 'g++'))) or not Path('/usr/include/stb/stb_image.h').exists():
+        pytest.skip('CMake, g++ or stb_image.h are missing: make kit-test installs them')
+    folder = tmp_path_factory.mktemp('build')
+    for command in (
+        ['cmake', '-S', KITS / 'cpp', '-B', folder, f'-DPython3_EXECUTABLE={sys.executable}'],
+        ['cmake', '--build', folder],
+    ):
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert run.returncode == 0, run.stdout
+    return [folder / 'classify'], 'pt'
+
+
+@pytest.fixture(params=['python', 'node', 'cpp'])
+def kit(request: pytest.FixtureRequest) -> tuple[list[Any], str]:
+    """A kit's command, and the kind of file that it reads."""
+    return request.getfixturevalue(f'{request.param}_kit')
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_answers_are_those_of_pytorch(kit: Any, name: str, models: Any, files: Files, images: list[Path]) -> None:
+    command, extension = kit
+    rows = answers([*command, files(name, extension)], images)
+    agree(models(name), images, rows)
+    if name == 'digits':
+        right = sum(row[0][0] == f'digit {label}' for row, label in zip(rows, load_digits().target[-20:], strict=False))
+        assert right > 10
+
+
+def test_answers_on_cifar10(kit: Any, models: Any, files: Files, cifar_images: list[Path]) -> None:
+    command, extension = kit
+    name = 'eunnet20_cifar.cifar10'
+    agree(models(name), cifar_images, answers([*command, files(name, extension)], cifar_images))
+
+
+def test_what_is_transparent_is_white(kit: Any, models: Any, files: Files, tmp_path: Path) -> None:
+    command, extension = kit
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 4), dtype=np.uint8)
+    pixels[..., 3] = np.arange(256)
+    path = tmp_path / 'clear.png'
+    Image.fromarray(pixels).save(path)
+    agree(models('photos'), [path], answers([*command, files('photos', extension)], [path]))
+
+
+def test_a_missing_file_is_said_in_a_line(kit: Any, tmp_path: Path) -> None:
+    command, extension = kit
+    run = subprocess.run([*command, tmp_path / f'none.{extension}', 'x.png'], capture_output=True, text=True)
+    assert run.returncode and len((run.stderr + run.stdout).splitlines()) == 1
