@@ -92,6 +92,15 @@ def test_train_sizes_hold_from_their_epoch_on_and_evaluation_is_at_full_size() -
     assert {x.shape[-1] for x, _ in data.val_batches()} == {8}
 
 
+def test_smaller_crops_keep_the_scale_of_enlarged_images() -> None:
+    whole, part = make(size=16, crop_pad=0), make(size=16, crop_pad=0, train_sizes={0: 12})
+    x, _ = next(iter(part.train_batches(0, 0)))
+    assert x.shape[-1] == 12
+    crop = next(iter(make(train_sizes={0: 6}, crop_pad=0).train_batches(0, 0)))[0]
+    torch.testing.assert_close(x, F.interpolate(crop, size=(12, 12), mode='bicubic', antialias=True))
+    assert next(iter(whole.train_batches(0, 0)))[0].shape[-1] == next(iter(part.val_batches()))[0].shape[-1] == 16
+
+
 def test_validation_is_every_image_once_in_order() -> None:
     batches = list(make().val_batches())
     assert torch.cat([y for _, y in batches]).tolist() == list(range(12))

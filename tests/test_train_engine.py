@@ -203,7 +203,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files_only(tmp_path: Path, mon
         ({'batch_size': 64}, 'lower batch_size'),
         ({'batch_size': 5, 'mixup': 1.0}, 'even batch_size'),
         ({'train_sizes': {0: 25}}, 'train_sizes: 25'),
-        ({'train_sizes': {0: 12}, 'img_size': 32}, 'leave img_size'),
+        ({'train_sizes': {0: 65}, 'img_size': 32}, 'padded image'),
         ({'num_classes': 2}, 'leave num_classes out'),
         ({'initial_checkpoint': 'weights.pth'}, 'only .safetensors'),
         ({'initial_checkpoint': 'none.safetensors'}, 'initial_checkpoint none.safetensors: no such file'),

@@ -85,14 +85,12 @@ def build_data(recipe: Recipe, sets: tuple[Any, Any], config: dict[str, Any], de
     train, val = sets
     if recipe.dataset == 'folder':
         return FolderData(train, val, recipe, config, device)
-    if recipe.train_sizes and (recipe.img_size or recipe.input_size):
-        raise UserError("train_sizes are sizes of the data set's own pixels; leave img_size and input_size out")
     side = val.images.shape[-1]
-    too_big = [s for s in recipe.train_sizes.values() if not 0 < s <= side + 2 * recipe.crop_pad]
+    size = recipe.input_size[-1] if recipe.input_size else recipe.img_size or side
+    limit = (side + 2 * recipe.crop_pad) * size // side
+    too_big = [s for s in recipe.train_sizes.values() if not 0 < s <= limit]
     if too_big:
-        raise UserError(
-            f'train_sizes: {too_big[0]} is not within the padded image ({side + 2 * recipe.crop_pad} pixels)'
-        )
+        raise UserError(f'train_sizes: {too_big[0]} is not within the padded image ({limit} pixels)')
     return MemoryData(
         train,
         val,
@@ -101,7 +99,7 @@ def build_data(recipe: Recipe, sets: tuple[Any, Any], config: dict[str, Any], de
         mean=config['mean'],
         std=config['std'],
         device=device,
-        size=recipe.input_size[-1] if recipe.input_size else recipe.img_size,
+        size=size,
         crop_pad=recipe.crop_pad,
         hflip=recipe.hflip,
         train_sizes=recipe.train_sizes,

@@ -135,7 +135,7 @@ class MemoryData:
         self.side = val.images.shape[-1]
         self.size = size or self.side
         self.hflip, self.seed, self.device = hflip, seed, device
-        self.train_sizes = {0: self.side, **(train_sizes or {})}
+        self.train_sizes = {0: self.size, **(train_sizes or {})}
         self.mean = 255 * torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self.rstd = 1 / (255 * torch.tensor(std, device=device).view(1, -1, 1, 1))
         # NHWC, so that gathering pixels yields channels_last batches
@@ -147,7 +147,8 @@ class MemoryData:
             self.labels = train.labels.to(device)
 
     def train_batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        side = self.train_sizes[max(e for e in self.train_sizes if e <= epoch)]
+        size = self.train_sizes[max(e for e in self.train_sizes if e <= epoch)]
+        side = round(size * self.side / self.size)  # objects stay as large as in evaluation
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
         order = torch.randperm(self.train_n, generator=rng).to(self.device)
         room = self.images.shape[1] - side + 1
@@ -157,7 +158,7 @@ class MemoryData:
             rows = slice(k * self.batch_size, (k + 1) * self.batch_size)
             chosen = order[rows]
             x = crop_and_flip(self.images, chosen, corners[:, rows], mirrored[rows], side)
-            yield self._normalized(x, side if side != self.side else self.size), self.labels[chosen]
+            yield self._normalized(x, size), self.labels[chosen]
 
     def val_batches(self) -> Iterator[Batch]:
         for k in range(0, self.val_n, self.val_batch_size):

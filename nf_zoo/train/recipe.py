@@ -48,7 +48,9 @@ class Recipe:
     workers: int = _key(4, 'folder data: processes that read images')
 
     crop_pad: int = _key(4, 'in-memory sets: padding of the random crop in pixels')
-    train_sizes: dict[int, int] = _key({}, 'in-memory sets, {epoch: side}: from that epoch on, crops of that side')
+    train_sizes: dict[int, int] = _key(
+        {}, 'in-memory sets, {epoch: side}: crops for inputs of that side from that epoch on'
+    )
     hflip: float = _key(0.5, 'probability of a horizontal flip')
     scale: Numbers | None = _key(None, 'folder data: random resized crop, smallest and largest area')
     ratio: Numbers | None = _key(None, 'folder data: random resized crop, smallest and largest aspect ratio')
