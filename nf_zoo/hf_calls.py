@@ -61,15 +61,14 @@ def patient(call: Callable[[], _T]) -> _T:
     for attempt in range(1, _TRIES):
         try:
             return call()
-        except HfHubHTTPError as error:
-            if not _passes(_status(error)):
+        except (HTTPError, RuntimeError) as error:
+            found = _cause(error)
+            if not isinstance(found, HTTPError) or (_status(found) and not _passes(_status(found))):
                 raise
-            asked = error.response.headers.get('Retry-After', '')
+            asked = found.response.headers.get('Retry-After', '') if isinstance(found, HfHubHTTPError) else ''
             pause = int(asked) if asked.isdecimal() else 2 ** (attempt - 1)
             if pause > _LONGEST:
                 raise
-        except HTTPError:  # of the connection
-            pause = 2 ** (attempt - 1)
         _logger.warning(f'the Hub failed; trying again in {pause} s ({attempt} of {_TRIES - 1})')
         time.sleep(pause)
     return call()
@@ -91,6 +90,7 @@ def hf_errors(repo: str) -> Iterator[None]:
 def _explained(error: Exception, repo: str) -> UserError:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    error = _cause(error)
     if isinstance(error, LocalEntryNotFoundError):
         cause = error.__cause__
         if isinstance(cause, HfHubHTTPError) and not _passes(_status(cause)):
@@ -123,6 +123,12 @@ def _reason(error: Exception) -> str:
     if more and more not in first:
         first += f' ({" ".join(more.split())})'
     return redact(first)[:300]
+
+
+def _cause(error: Exception) -> Exception:
+    """The failed request behind huggingface_hub's "Error while uploading"."""
+    behind = error.__cause__
+    return behind if type(error) is RuntimeError and isinstance(behind, Exception) else error
 
 
 def _status(error: Exception) -> int:

@@ -1,7 +1,10 @@
 """Small hubs for tests."""
 
+import contextlib
 import hashlib
 import json
+import resource
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,3 +100,14 @@ def make_run(folder: Path) -> Path:
     }
     (folder / 'result.json').write_text(json.dumps(result))
     return folder
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can grow beyond 20,000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,22 +1,20 @@
 """Publishing, fetching and verifying: a folder is there whole or not at all, and says the truth about its weights."""
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import resource
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
-from hubs import FACTS, NAME, SMALL, contents_of, make_model, make_run, one_line
+from hubs import FACTS, NAME, SMALL, contents_of, full_disk, make_model, make_run, one_line
 
 from nf_zoo import contents, hub, places, weights
 from nf_zoo.errors import CheckFailed, UserError
@@ -184,16 +182,6 @@ def test_a_linked_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='link'):
         hub.publish(make_model(), tmp_path / 'hub', tag='toy', replace=True)
     assert not list((tmp_path / 'elsewhere').iterdir())
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_hub_that_cannot_be_written_to_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,375 @@
+"""What a network, a server or a disk can do: weights come whole or one line says why not, and the token stays here."""
+
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_client import TOKEN, connect, environment
+from hub_server import Fault, File, Hub, Repo, serve
+from hubs import NAME, TAG, full_disk, make_hub, make_model, one_line, toy
+
+from nf_zoo import hub, places, weights
+from nf_zoo.errors import CheckFailed, UserError
+from nf_zoo.hf_calls import Unreachable
+
+# huggingface_hub's own use of httpx when it uploads by LFS
+pytestmark = pytest.mark.filterwarnings('ignore:Use .content=:DeprecationWarning')
+
+REPO = f'org/{NAME}.{TAG}'
+WEIGHTS = 'GET /lfs/'
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    with serve(storage='lfs') as found:
+        yield found
+
+
+@pytest.fixture
+def pauses(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    from huggingface_hub.utils import close_session
+
+    yield connect(server, tmp_path / 'hf', monkeypatch)
+    close_session()
+
+
+def put(server: Hub) -> None:
+    """The toy weights, as if they had been published there."""
+    files = {name: File(data, name.endswith('.safetensors')) for name, data in toy().files.items()}
+    server.repos[REPO] = Repo()
+    server.repos[REPO].commit('main', files)
+    server.objects |= {file.sha256: file.data for file in files.values() if file.large}
+
+
+def fetch() -> Path:
+    folder = hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+    assert all((folder / name).read_bytes() == data for name, data in toy().files.items())
+    return folder
+
+
+def publish(seed: int = 0, **options: Any) -> str:
+    return str(hub.publish(make_model(seed), 'hf://org', tag=TAG, dataset='toy', **options))
+
+
+# --- Reading ---
+
+
+@pytest.mark.parametrize(
+    'cut', [0, 1, 50_000, pytest.param(range(0, 330_000, 7_000), marks=pytest.mark.soak)], ids=str
+)  # fmt: skip
+@pytest.mark.parametrize('reset', [False, True])
+def test_a_cut_transfer_goes_on(
+    server: Hub, pauses: list[float], cut: int | range, reset: bool, tmp_path: Path
+) -> None:
+    put(server)
+    size = len(toy().files['model.safetensors'])
+    for number, at in enumerate([cut] if isinstance(cut, int) else cut):
+        server.repos[f'org{number}/{NAME}.{TAG}'] = server.repos[REPO]
+        server.faults = [Fault(WEIGHTS, cut=min(at, size - 1), reset=reset, times=2)]
+        folder = hub.fetch(f'{NAME}.{TAG}', f'hf://org{number}')
+        assert (folder / 'model.safetensors').read_bytes() == toy().files['model.safetensors']
+        assert not server.faults[0].times and not list((tmp_path / 'hf').rglob('*.incomplete'))
+    assert pauses
+
+
+def test_a_transfer_is_resumed_not_repeated(server: Hub, pauses: list[float]) -> None:
+    put(server)
+    server.faults = [Fault(WEIGHTS, cut=100_000)]
+    with_range = []
+    real = Hub.fault
+    server.fault = lambda request: with_range.append(request) or real(server, request)  # type: ignore[method-assign]
+    fetch()
+    assert sum(WEIGHTS in request for request in with_range) == 2
+
+
+@pytest.mark.parametrize('status', [429, 500, 503])
+@pytest.mark.parametrize('where', ['HEAD .*manifest', WEIGHTS, 'GET .*manifest'])
+def test_what_passes_is_tried_again(server: Hub, pauses: list[float], status: int, where: str) -> None:
+    put(server)
+    server.faults = [Fault(where, status, headers={'Retry-After': '7'}, times=2)]
+    fetch()
+    assert server.faults[0].times == 0
+    assert [pause for pause in pauses if pause >= 7], pauses
+
+
+def test_a_server_that_asks_for_an_hour_is_not_waited_for(server: Hub, pauses: list[float]) -> None:
+    server.faults = [Fault('.*', 429, headers={'Retry-After': '3600'}, times=99)]
+    with pytest.raises(Unreachable, match='later') as error:
+        publish()
+    one_line(error)
+    assert sum(pauses) < 3600
+
+
+@pytest.mark.parametrize(
+    ('status', 'word'),
+    [
+        (401, 'HF_TOKEN'),
+        (403, 'right'),
+        (404, 'no weights'),
+        (409, '409'),
+        (500, "can't be reached"),
+        (429, "can't be"),
+    ],
+)
+def test_what_does_not_pass_is_one_line(server: Hub, pauses: list[float], status: int, word: str) -> None:
+    put(server)
+    headers = {'X-Error-Message': 'Invalid credentials in Authorization header'} if status == 401 else {}
+    headers |= {'X-Error-Code': 'RepoNotFound'} if status == 404 else {}
+    server.faults = [Fault('.*', status, headers=headers, times=99)]
+    with pytest.raises(UserError, match=word) as error:
+        hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+    one_line(error)
+
+
+@pytest.mark.parametrize('longer', [-1, -100_000, 1, 100_000])
+@pytest.mark.parametrize('where', [WEIGHTS, 'GET .*config'])
+def test_a_wrong_length_is_refused(server: Hub, pauses: list[float], longer: int, where: str, tmp_path: Path) -> None:
+    put(server)
+    server.faults = [Fault(where, longer=max(longer, -500) if 'config' in where else longer, times=99)]
+    with pytest.raises((CheckFailed, UserError)) as error:
+        hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+    one_line(error)
+    server.faults = []
+    bad = re.search(r'delete (\S+) and', str(error.value))
+    if bad:  # of a length that the server itself gave
+        Path(bad[1]).unlink()
+    fetch()
+
+
+@pytest.mark.parametrize('name', ['model.safetensors', 'config.json', 'manifest.json', 'README.md'])
+def test_a_byte_that_changes_on_the_way_is_refused(server: Hub, pauses: list[float], name: str) -> None:
+    put(server)
+    server.faults = [Fault(WEIGHTS if name == 'model.safetensors' else f'GET .*{name}', flip=True)]
+    with pytest.raises((CheckFailed, UserError), match=name) as error:
+        hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+    one_line(error)
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_torn_file(server: Hub, pauses: list[float], tmp_path: Path) -> None:
+    put(server)
+    with full_disk(), pytest.raises(UserError, match='HF_HOME') as error:
+        hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+    assert 'cache' in one_line(error)
+    assert not list((tmp_path / 'hf').rglob('*.incomplete'))
+    fetch()
+
+
+def test_a_hub_that_is_down_is_passed_over(
+    server: Hub,
+    pauses: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    put(server)
+    server.repos[f'second/{NAME}.{TAG}'] = server.repos.pop(REPO)
+    server.faults = [Fault(' /org/', 503, times=99)]
+    monkeypatch.setenv('NF_ZOO_HUB', 'hf://org:hf://second')
+    found = weights.find(NAME, TAG)
+    assert found is not None and str(found.place) == 'hf://second' and 'hf://org is passed over' in caplog.text
+    assert weights.load(NAME, TAG).manifest['sha256'] == toy().manifest['sha256']
+    monkeypatch.setenv('NF_ZOO_HUB', 'hf://org')
+    with pytest.raises(Unreachable, match='later|again') as error:  # not: "there are none"
+        weights.load(NAME, TAG)
+    one_line(error)
+    monkeypatch.setenv('NF_ZOO_HUB', f'hf://org:{make_hub(tmp_path / "folder")}')
+    assert weights.load(NAME, TAG).place == places.DirPlace(tmp_path / 'folder')
+
+
+def test_what_was_fetched_is_there_when_the_hub_is_not(server: Hub, pauses: list[float]) -> None:
+    put(server)
+    fetch()
+    server.faults = [Fault('.*', 500, times=999)]
+    fetch()
+
+
+# --- Writing ---
+
+
+@pytest.mark.parametrize('where', ['POST .*create', 'POST .*preupload', 'POST .*batch', 'PUT', 'POST .*commit', 'GET'])
+@pytest.mark.parametrize('status', [429, 503])
+def test_a_publish_gets_through_what_passes(server: Hub, pauses: list[float], where: str, status: int) -> None:
+    server.faults = [Fault(where, status, headers={'Retry-After': '7'}, times=2)]
+    publish()
+    assert server.faults[0].times == 0 and max(pauses) >= 7
+    assert len(server.repos[REPO].commits) == 2
+    assert hub.verify(f'{NAME}.{TAG}', hub='hf://org')
+
+
+def test_a_commit_whose_answer_is_lost_is_not_made_twice(server: Hub, pauses: list[float]) -> None:
+    server.faults = [Fault('POST .*commit', cut=0)]
+    publish()
+    assert len(server.repos[REPO].commits) == 2 and server.count('POST .*commit') == 1
+
+
+@pytest.mark.parametrize(
+    ('status', 'word'), [(401, 'HF_TOKEN'), (403, 'right'), (404, '404'), (409, 'again'), (412, 'again'), (413, 'size')]
+)
+@pytest.mark.parametrize('where', ['POST .*create', 'POST .*preupload', 'POST .*batch', 'POST .*commit'])
+def test_a_refused_publish_is_one_line(server: Hub, pauses: list[float], where: str, status: int, word: str) -> None:
+    if 'create' in where and status == 409:
+        pytest.skip('it is there already: no refusal')
+    server.faults = [Fault(where, status, times=99)]
+    with pytest.raises(UserError, match=word) as error:
+        publish()
+    one_line(error)
+    assert len(server.repos[REPO].commits if REPO in server.repos else []) < 2
+
+
+def test_of_two_publishes_one_is_refused(server: Hub, pauses: list[float]) -> None:
+    """The other one commits between our look and our commit."""
+    publish()
+    real = Hub.fault
+
+    def race(request: str) -> Fault | None:
+        if re.search('POST .*preupload', request):
+            server.fault = lambda r: real(server, r)  # type: ignore[method-assign]
+            publish(2, replace=True)
+        return real(server, request)
+
+    server.fault = race  # type: ignore[method-assign]
+    with pytest.raises(UserError, match='meanwhile') as error:
+        publish(1, replace=True)
+    one_line(error)
+    assert weights.load(NAME, TAG, places.HfPlace('org')).manifest['sha256'] != toy().manifest['sha256']
+
+
+# --- The token ---
+
+
+def test_the_token_is_never_shown(
+    server: Hub,
+    pauses: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from nf_zoo import cli
+
+    caplog.set_level(logging.INFO)  # below it, httpcore traces what the server answers
+    for name in ('nf_zoo', 'huggingface_hub'):
+        caplog.set_level(logging.DEBUG, logger=name)
+    server.token = TOKEN
+    publish()
+    fetch_dir = hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+    echo = f'{{"error": "no such token: {TOKEN}"}}'.encode()
+    for status in (401, 403, 400, 500):
+        headers = {'X-Error-Message': f'Bearer {TOKEN} is bad'}
+        server.faults = [Fault('.*', status, headers=headers, body=echo, times=99)]
+        for argv in (['fetch', f'{NAME}.x', '--hub', 'hf://org'], ['publish', f'{NAME}.cifar10', '--to', 'hf://org']):
+            assert cli.main([*argv, *(['--name', f'{NAME}.x'] if argv[0] == 'publish' else [])]) == 2
+    shown = capsys.readouterr()
+    assert 'nf-zoo: error' in shown.err
+    for text in (shown.out, shown.err, caplog.text, *(p.read_bytes().decode('latin1') for p in fetch_dir.iterdir())):
+        assert TOKEN not in text
+    assert server.token_seen_by == {'127.0.0.1'}  # LFS is at another host, to which no token goes
+
+
+def test_a_token_in_the_facts_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    with pytest.raises(UserError, match='token') as error:
+        hub.publish(make_model(), tmp_path / 'hub', tag=TAG, recipe={'hub_token': TOKEN})
+    assert TOKEN not in one_line(error) and not (tmp_path / 'hub').exists()
+
+
+# --- Several processes ---
+
+_FETCH = """
+import json, sys
+import nf_zoo
+from nf_zoo import hub
+folder = hub.fetch(sys.argv[1], 'hf://org')
+print(json.dumps([str(folder), (folder / 'model.safetensors').read_bytes().hex()[-64:]]))
+"""
+
+
+@pytest.mark.parametrize('count', [2, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize('storage', ['lfs', pytest.param('xet', marks=pytest.mark.soak)])
+def test_many_processes_share_one_download(count: int, storage: str, tmp_path: Path) -> None:
+    with serve(storage=storage, store=tmp_path / 'xet') as server:
+        env = environment(server, tmp_path / 'hf')
+        if storage == 'xet':
+            code = 'from hubs import *; import nf_zoo; nf_zoo.publish(make_model(), "hf://org", tag=TAG)'
+            subprocess.run([sys.executable, '-c', code], env=env, check=True, capture_output=True)
+            env['HF_HOME'] = str(tmp_path / 'cold')
+            expected = server.repos[REPO]['main']['model.safetensors']
+        else:
+            put(server)
+            expected = toy().files['model.safetensors']
+        command = [sys.executable, '-c', _FETCH, f'{NAME}.{TAG}']
+        all_of_them = [subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True) for _ in range(count)]
+        outputs = [process.communicate() for process in all_of_them]
+    assert [process.returncode for process in all_of_them] == [0] * count, outputs
+    assert {json.loads(out)[1] for out, _ in outputs} == {expected.hex()[-64:]}
+    assert len({json.loads(out)[0] for out, _ in outputs}) == 1
+    cache = Path(env['HF_HOME'])
+    assert not list(cache.rglob('*.incomplete'))
+    blobs = [p for p in (cache / 'hub').rglob('blobs/*') if p.stat().st_size == len(expected)]
+    assert len(blobs) == 1 and blobs[0].read_bytes() == expected
+    if storage == 'lfs':
+        assert server.count(WEIGHTS) == 1
+
+
+@pytest.mark.parametrize('cuts', [[100_000], pytest.param(range(0, 320_000, 16_000), marks=pytest.mark.soak)], ids=str)
+def test_kill_9_during_a_fetch(server: Hub, tmp_path: Path, cuts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(server)
+    env = environment(server, tmp_path / 'hf')
+    command = [sys.executable, '-c', _FETCH, f'{NAME}.{TAG}']
+    for at in cuts:
+        reached, go = threading.Event(), threading.Event()
+        server.faults = [Fault(WEIGHTS, cut=at, reached=reached, go=go)]
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert reached.wait(60)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        go.set()
+        assert not list((tmp_path / 'hf').rglob('model.safetensors'))
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[1] == toy().files['model.safetensors'].hex()[-64:]
+
+
+@pytest.mark.soak
+def test_a_disk_that_is_really_full(server: Hub, tmp_path: Path) -> None:
+    """A file system of its own, as small as half of the weights, in a namespace of this user's."""
+    if subprocess.run(['unshare', '-Urm', 'true'], capture_output=True).returncode:
+        pytest.skip('no user namespaces here')
+    put(server)
+    code = """
+import os, sys
+import nf_zoo
+from nf_zoo import hub
+from nf_zoo.errors import UserError
+from hubs import *
+for work in (
+    lambda: hub.fetch(f'{NAME}.{TAG}', 'hf://org'),
+    lambda: hub.publish(make_model(), os.environ['SMALL'] + '/hub', tag=TAG),
+):
+    try:
+        work()
+    except UserError as error:
+        print(error)
+left = [p for p in __import__('pathlib').Path(os.environ['SMALL']).rglob('*') if p.suffix == '.incomplete']
+print(left, os.listdir(os.environ['SMALL'] + '/hub'))
+"""
+    small = tmp_path / 'small'
+    small.mkdir()
+    env = environment(server, small, SMALL=str(small))
+    script = f'mount -t tmpfs -o size=160k none {small} && exec {sys.executable} -c "$CODE"'
+    done = subprocess.run(
+        ['unshare', '-Urm', 'sh', '-c', script], env=env | {'CODE': code}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, left = done.stdout.splitlines()
+    assert 'No space left' in first and 'HF_HOME' in first and 'No space left' in second
+    assert left == '[] []' and os.path.isdir(small)
