@@ -4,7 +4,8 @@ import logging
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from torch import Tensor, nn
 
 from . import weights
+from .errors import CheckFailed, UserError
 from .net import ResNet
 
 _logger = logging.getLogger(__name__)
@@ -142,6 +144,7 @@ def _build(
         feature_cfg['out_indices'] = tuple(range(len(make.keywords['depths'])))
     overlay = pretrained_cfg_overlay or {}
     loaded: weights.Weights | None = None
+    given: set[str] = set()
     # A cfg that is no tag comes from hf-hub: or local-dir:, an overlay's source is the user's own: timm loads both.
     if pretrained and isinstance(pretrained_cfg, str | None) and not any(overlay.get(key) for key in _SOURCES):
         if pretrained_cfg is None and timm_tags == {''}:
@@ -156,18 +159,32 @@ def _build(
     if loaded is not None:
         cfg = PretrainedCfg(**{**loaded.pretrained_cfg, **overlay, 'architecture': name, 'tag': loaded.tag})
         pretrained_cfg, overlay = cfg, {}
+        given = {key for key, value in kwargs.items() if value is not None} - {'device', 'dtype'}
         kwargs = {**loaded.model_args, **kwargs}
         make = partial(_make_and_load, make, loaded.state_dict, cfg, filter_fn, bool(kwargs.get('features_only')))
-    return build_model_with_cfg(
-        make,
-        name,
-        pretrained and loaded is None,
-        pretrained_cfg=pretrained_cfg,
-        pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=filter_fn,
-        feature_cfg=feature_cfg,
-        **kwargs,
-    )
+    with _fitting(loaded, name) if loaded is not None and not given else nullcontext():
+        return build_model_with_cfg(
+            make,
+            name,
+            pretrained and loaded is None,
+            pretrained_cfg=pretrained_cfg,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=filter_fn,
+            feature_cfg=feature_cfg,
+            **kwargs,
+        )
+
+
+@contextmanager
+def _fitting(loaded: weights.Weights, name: str) -> Iterator[None]:
+    """Where the user has given no argument, what a model can't be built from is the fault of the weights' files."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, CheckFailed):
+            raise
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{loaded.place}/{name}.{loaded.tag} is not for {name}: {reason}; publish it again') from None
 
 
 def _make_and_load(

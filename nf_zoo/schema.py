@@ -95,7 +95,15 @@ MODEL_ARGS: dict[str, Check] = dict.fromkeys(
         *('depths', 'norm', 'scale', 'residual_scaling', 'drop_conv_rate', 'init'),
     ],
     _either(_scalar, _list(_scalar, 0, 64), _dict(_name, _scalar, 64)),
-)
+) | {
+    'num_classes': _classes,
+    'in_chans': _whole(1, 4096),
+    'global_pool': _either(_null, _text(16, re.compile('[a-z]*'))),
+    'output_stride': _among(8, 16, 32),
+    'depths': _list(_whole(1, 1000), 1, 8),
+    **dict.fromkeys(('drop_rate', 'drop_path_rate', 'drop_conv_rate'), _either(_null, _number(0, 1))),
+    **dict.fromkeys(('scale', 'residual_scaling'), _among(True, False)),
+}
 
 CONFIG_KEYS: dict[str, Check] = {
     'architecture': _name,

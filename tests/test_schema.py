@@ -1,14 +1,22 @@
 """A hub whose owner is hostile: the hashes agree, the contents do not."""
 
 import json
+import os
 import struct
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
+import torch
 from hubs import NAME, TAG, load, make_hub, one_line, rewrite
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.models import PretrainedCfg
 
+from nf_zoo import places, schema, weights
 from nf_zoo.errors import CheckFailed, UserError
 
 
@@ -153,3 +161,119 @@ def test_hostile_manifest(hub: Path, change: dict[str, Any]) -> None:
     with pytest.raises((CheckFailed, UserError)) as error:
         load(hub)
     assert f'{NAME}.{TAG}' in one_line(error)
+
+
+# --- At random ---
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_hub(tmp_path_factory.mktemp('shared'))
+
+
+_words = st.sampled_from(
+    ['..', '/', '\\', '\0', 'C:', '~', '.', '%2e%2e', 'hf://', '\n', ' ', 'ä', '-', TAG, NAME, 'outside', '/etc/passwd']
+)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.lists(_words | st.text(max_size=5), max_size=6).map(''.join), st.none() | st.text(max_size=12) | _words)
+def test_a_name_leads_to_nothing_but_a_folder_of_the_hub(shared: Path, name: str, tag: str | None) -> None:
+    (shared.parent / f'outside-{shared.name}').mkdir(exist_ok=True)
+    opened = []
+    real = Path.open
+
+    def spy(path: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(path.resolve())
+        return real(path, *args, **kwargs)
+
+    Path.open = spy  # type: ignore[method-assign]
+    try:
+        load_any(name, tag, shared)
+    except UserError as error:
+        assert '\n' not in str(error) and len(str(error)) < 1000
+    else:
+        assert (name, tag) in ((NAME, TAG), (NAME, None), (f'{NAME}.{TAG}', None))
+    finally:
+        Path.open = real  # type: ignore[method-assign]
+    assert all(path.is_relative_to((shared / f'{NAME}.{TAG}').resolve()) for path in opened)
+
+
+def load_any(name: str, tag: str | None, root: Path) -> None:
+    parsed, own = places.parse(name)
+    weights.load(parsed, own if tag is None else tag, places.DirPlace(root))
+
+
+_dtypes = st.sampled_from(['F32', 'F16', 'BF16', 'F64', 'I64', 'U8', 'BOOL', 'F8_E4M3', 'F4', 'C64', 'f32', 'O', ''])
+_numbers = st.integers(-1, 40) | st.sampled_from([2**31, 2**32 + 1, 2**62, 2**63, 2**64 - 1, 2**64])
+_tensor = st.fixed_dictionaries(
+    {},
+    optional={
+        'dtype': _dtypes | _json,
+        'shape': st.lists(_numbers, max_size=4) | _json,
+        'data_offsets': st.tuples(_numbers, _numbers).map(list) | _json,
+        'surprise': _json,
+    },
+)
+_headers = st.dictionaries(st.sampled_from(['a', 'b', '__metadata__', '', '../x']), _tensor | _json, max_size=4) | _json
+
+
+@given(
+    _headers | st.binary(max_size=60),
+    st.binary(max_size=64),
+    st.none() | st.integers(0, 200) | st.sampled_from([2**31, 2**40, 2**63, 2**64 - 1, 100_000_001]),
+)
+def test_a_header_is_taken_as_it_stands_or_refused(shared: Path, header: Any, data: bytes, length: int | None) -> None:
+    content = _safetensors(header, data)
+    if length is not None:
+        content = _header.pack(length) + content[8:]
+    try:
+        tensors = weights._tensors(content, weights.Found(places.DirPlace(shared), NAME, TAG))
+    except UserError as error:
+        assert 'model.safetensors' in str(error) and '\n' not in str(error) and len(str(error)) < 1000
+    else:
+        assert sum(t.numel() * t.element_size() for t in tensors.values()) <= len(data)
+        assert all(t.is_floating_point() or t.dtype == torch.int64 for t in tensors.values())
+
+
+_keys = [*schema.CONFIG_KEYS, *schema.PRETRAINED_CFG_KEYS, *schema.MODEL_ARGS, 'file', 'url', 'checkpoint_path', 'x y']
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([(), ('pretrained_cfg',), ('model_args',)]),
+            st.sampled_from(_keys) | st.text(max_size=10),
+            _json | st.integers(0, 4).map(lambda n: [n] * 3) | st.sampled_from(['avg', 'sample', 'se', 'silu', 1e308]),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_a_config_makes_a_model_or_is_refused(shared: Path, changes: list[tuple[tuple[str, ...], str, Any]]) -> None:
+    folder = shared / f'{NAME}.{TAG}'
+    before = {name: (folder / name).read_bytes() for name in ('config.json', 'manifest.json')}
+    config = json.loads(before['config.json'])
+    for path, key, value in changes:
+        place = config
+        for step in path:
+            place = place.get(step) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place[key] = value
+    try:
+        rewrite(folder, 'config.json', json.dumps(config).encode())
+        os.environ['NF_ZOO_HUB'] = str(shared)
+        model = timm.create_model(f'{NAME}.{TAG}', pretrained=True)
+    except UserError as error:
+        assert f'{NAME}.{TAG}' in str(error) and '\n' not in str(error) and len(str(error)) < 1000
+    else:
+        assert set(model.pretrained_cfg) <= {f.name for f in fields(PretrainedCfg)} and model.num_classes >= 0
+        assert not any(model.pretrained_cfg.get(key) for key in ('file', 'url', 'hf_hub_id', 'state_dict', 'source'))
+    finally:
+        del os.environ['NF_ZOO_HUB']
+        for name, data in before.items():
+            (folder / name).write_bytes(data)
