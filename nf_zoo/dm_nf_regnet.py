@@ -71,6 +71,11 @@ class DMNFRegNet(DMNFResNet):
     def make_final(self, chs: int, **dd: Any) -> nn.Module:
         return GammaAct('silu')
 
+    @torch.jit.ignore
+    def ema_decay(self, update: int, decay: float) -> float:
+        """Decay of the weights' moving average after ``update``, from 0 (appendix C, where min(i, ...) is a slip)."""
+        return min(decay, (1 + update) / (10 + update))
+
 
 # Appendix D: training and test size.
 PIXELS = {'b0': (192, 224), 'b1': (240, 256), 'b2': (240, 272), 'b3': (288, 320), 'b4': (320, 384), 'b5': (384, 456)}

@@ -89,7 +89,7 @@ def test_it_learns(tmp_path: Path) -> None:
 def test_the_folder_is_complete_and_the_recipe_in_it_repeats_the_run(tmp_path: Path) -> None:
     run_toy(tmp_path / 'a')
     names = {path.name for path in (tmp_path / 'a').iterdir()}
-    files = 'recipe.yaml summary.csv times.csv checkpoints model.safetensors curves.png result.json'
+    files = 'recipe.yaml summary.csv times.csv checkpoints model.safetensors best.safetensors curves.png result.json'
     assert names == set(files.split())
     again = load_recipe(tmp_path / 'a' / 'recipe.yaml', {'output': str(tmp_path / 'b')})
     train(again, log=lambda line: None, bar=False)
@@ -159,8 +159,91 @@ def test_a_loss_that_is_no_number_ends_the_run_with_one_line(tmp_path: Path) -> 
         run_toy(tmp_path, lr=1e30, sched='none')
     message = str(caught.value)
     assert 'epoch 1, update' in message and 'lr 1e+30' in message and '--clip-grad' in message and '\n' not in message
+    assert 'no checkpoint was written yet' in message
     assert not (tmp_path / 'model.safetensors').exists()
     assert not list(tmp_path.glob('checkpoints/*'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'hook', 'said'),
+    [
+        ('stages.1.0.conv1', lambda m, x, y: y * math.inf, 'stages.1.0.conv1 overflows'),
+        ('stages.1.0', lambda m, x, y: y + math.nan, 'stages.1.0 overflows'),
+        ('head.fc', None, None),
+    ],
+)
+def test_the_layer_where_a_number_was_lost_is_named_and_the_last_good_checkpoint_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hook: Any, said: str | None
+) -> None:
+    run_toy(tmp_path, epochs=1)
+    good = (tmp_path / 'checkpoints' / '00000005.safetensors').read_bytes()
+    monkeypatch.setattr('nf_zoo.train.engine.Run._same_settings', lambda self, saved: None)
+    made = build.build_model
+
+    def sabotaged(*args: Any) -> torch.nn.Module:
+        model = made(*args)
+        if said:
+            model.get_submodule(name).register_forward_hook(hook)
+        else:
+            model.get_parameter(f'{name}.weight').register_hook(lambda gradient: gradient * math.inf)
+        return model
+
+    monkeypatch.setattr('nf_zoo.train.build.build_model', sabotaged)
+    with pytest.raises(CheckFailed) as caught:
+        run_toy(tmp_path, resume=True)
+    message = str(caught.value)
+    assert (said or 'the gradient of head.fc.weight overflows') in message
+    assert 'epoch 2, update 1 of 5' in message and 'the checkpoint of update 5 is kept' in message
+    assert (tmp_path / 'checkpoints' / '00000005.safetensors').read_bytes() == good
+
+
+def test_gradient_norm_and_clipped_share_are_those_of_the_gradients(tmp_path: Path) -> None:
+    def first_row(name: str, **options: Any) -> dict[str, float]:
+        run_toy(tmp_path / name, epochs=1, **options)
+        return rows(tmp_path / name)[0]
+
+    plain, clipped = first_row('plain'), first_row('clipped', clip_grad=1.0)
+    unclipped, agc = first_row('loose', clip_grad=1e9), first_row('agc', clip_grad=1e-6, clip_mode='agc')
+    assert 'clipped' not in plain and plain['grad_norm'] > 0
+    assert unclipped['clipped'] == 0 and unclipped['grad_norm'] == plain['grad_norm']
+    assert 0 < clipped['clipped'] <= 1
+    assert 0.8 < agc['clipped'] < 1, 'all but the classifier'
+
+
+def test_best_so_far_is_the_first_epoch_with_the_highest_accuracy(tmp_path: Path) -> None:
+    result = run_toy(tmp_path, epochs=5, lr=0.2)
+    found = rows(tmp_path)
+    top = max(row['eval_top1'] for row in found)
+    epoch = [row['eval_top1'] for row in found].index(top)
+    assert (result['best']['epoch'], result['best']['top1']) == (epoch, top)
+    model = trained(tmp_path)
+    model.load_state_dict(load_file(tmp_path / 'best.safetensors'))
+    model.pretrained_cfg['input_size'] = (3, 16, 16)
+    assert evaluate(model, 'toys', batch_size=4)['top1'] == top
+
+
+def test_a_models_own_clipping_rule_is_used_and_the_recipes_comes_first(tmp_path: Path) -> None:
+    from nf_zoo.train.gradients import Gradients
+
+    model = timm.create_model('wn_resnet18', depths=[1, 1, 1, 1], num_classes=3)
+
+    def thresholds(**options: Any) -> list[float]:
+        found = Gradients(model, Recipe(model='wn_resnet18', **options), torch.device('cpu')).threshold
+        assert found
+        return [found(epoch) for epoch in range(3)]
+
+    rising = [1 + math.log(1 + epoch) for epoch in range(3)]
+    assert thresholds() == pytest.approx([5 * r for r in rising])
+    assert thresholds(clip_grad=2.0) == [2.0, 2.0, 2.0]
+    assert thresholds(clip_grad=10.0, clip_sched='log') == pytest.approx([10 * r for r in rising])
+
+
+def test_the_moving_average_warms_up_by_the_models_own_rule(tmp_path: Path) -> None:
+    model = timm.create_model('dm_nf_regnet_b0', depths=[1, 1, 1, 1], num_classes=3)
+    recipe = Recipe(model='x', model_ema=True, model_ema_decay=0.99, model_ema_warmup=True)
+    ema = build.build_ema(recipe, model)
+    assert ema
+    assert [ema.get_decay(step) for step in (1, 2, 11, 10**6)] == pytest.approx([1 / 10, 2 / 11, 11 / 20, 0.99])
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

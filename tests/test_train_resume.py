@@ -1,6 +1,8 @@
 """A run that was stopped, killed or damaged continues to exactly the files of the uninterrupted run."""
 
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from train_toys import run_toy, toy_recipe, toys  # noqa: F401
 
 from nf_zoo.errors import UserError
@@ -39,7 +42,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def outcome(run: Path) -> dict[str, bytes]:
     """Every file that must not depend on when or in how many pieces the run was done."""
-    files = [run / 'summary.csv', run / 'model.safetensors', *sorted((run / 'checkpoints').glob('*'))[-2:]]
+    names = ('summary.csv', 'model.safetensors', 'best.safetensors')
+    files = [*(run / name for name in names), *sorted((run / 'checkpoints').glob('*'))[-2:]]
     return {file.name: file.read_bytes() for file in files}
 
 
@@ -77,30 +81,25 @@ def test_sigterm_saves_too_and_the_old_handlers_come_back(tmp_path: Path) -> Non
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import nf_zoo
-from nf_zoo.train import data, train
-from train_toys import toy_recipe, toy_set
-
-def log(line):
-    if line.startswith('epoch 2/2: update 3/5'):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-data._LOADERS['toys'] = toy_set
-train(toy_recipe(Path(sys.argv[1])), log=log, bar=False)
-"""
-
-
-def test_kill_9_and_resume_equal_the_uninterrupted_run(tmp_path: Path) -> None:
-    run_toy(tmp_path / 'whole')
+def kill(folder: Path, options: dict[str, Any], plans: list[list[int]]) -> str:
     here = Path(__file__).parent
     env = {**os.environ, 'PYTHONPATH': f'{here.parent}{os.pathsep}{here}'}
-    child = subprocess.run([sys.executable, '-c', KILLED, str(tmp_path / 'killed')], env=env)
-    assert child.returncode == -signal.SIGKILL
-    run_toy(tmp_path / 'killed', resume=True)
-    assert outcome(tmp_path / 'killed') == outcome(tmp_path / 'whole')
+    command = [sys.executable, str(here / 'kill_toys.py'), str(folder), yaml.safe_dump(options), json.dumps(plans)]
+    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize('runs', [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+def test_kill_9_anywhere_and_resume_equal_the_uninterrupted_run(tmp_path: Path, runs: int) -> None:
+    options = VARIANTS['everything'] | {'epochs': 3, 'recovery_interval': 2}
+    events = int(kill(tmp_path / 'whole', options, []))
+    assert events > 60
+    rng = random.Random(0)
+    # A child that resumes late may have fewer events left than the number it waits for: it ends the run.
+    plans = [[rng.randrange(events) for _ in range(rng.randint(1, 3))] for _ in range(runs)]
+    kill(tmp_path, options, plans)
+    whole = outcome(tmp_path / 'whole')
+    for number, plan in enumerate(plans):
+        assert outcome(tmp_path / str(number)) == whole, plan
 
 
 @pytest.mark.parametrize(

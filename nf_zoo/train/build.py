@@ -11,25 +11,30 @@ import torch
 from timm.data import Mixup, resolve_data_config
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest
 from .data import Data, MemoryData, load_dataset
 from .folder import FolderData, open_folders
 from .groups import parameter_groups
+from .processes import Processes
 from .recipe import Recipe
 
 Log = Callable[[str], None]
 
 
-def build_device(recipe: Recipe) -> torch.device:
+def build_device(recipe: Recipe, processes: Processes) -> torch.device:
     name = recipe.device
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        return torch.empty((), device=name).device
+        device = torch.empty((), device=processes.device(name)).device
     except (RuntimeError, AssertionError):
         raise UserError(f'device {recipe.device!r} is not there; use --device cpu') from None
+    if device.type == 'cuda':
+        torch.cuda.set_device(device)
+    return device
 
 
 def build_model(recipe: Recipe, classes: Sequence[str], log: Log) -> nn.Module:
@@ -80,8 +85,11 @@ def read_sets(recipe: Recipe) -> tuple[Any, Any]:
     return train, val
 
 
-def build_data(recipe: Recipe, sets: tuple[Any, Any], config: dict[str, Any], device: torch.device) -> Data:
-    """Batches from ``sets``; ``config`` is timm's data config."""
+def build_data(
+    recipe: Recipe, sets: tuple[Any, Any], config: dict[str, Any], device: torch.device, batch_size: int
+) -> Data:
+    """Batches of ``batch_size`` from ``sets``; ``config`` is timm's data config."""
+    recipe = recipe.with_options({'batch_size': batch_size})
     train, val = sets
     if recipe.dataset == 'folder':
         return FolderData(train, val, recipe, config, device)
@@ -115,23 +123,28 @@ def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict
     return config
 
 
-def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(recipe: Recipe, model: nn.Module, images: int | None = None) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the method's groups; ``images`` of an update, if not what one process takes."""
     if recipe.opt.removeprefix('lookahead_') not in list_optimizers():
         raise UserError(f'unknown optimizer {recipe.opt!r}{nearest(recipe.opt, list_optimizers())}')
     groups = parameter_groups(model, recipe.weight_decay)
-    options = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe), **recipe.opt_kwargs}
+    options = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, images), **recipe.opt_kwargs}
     try:
-        return create_optimizer_v2(groups, **options)
+        optimizer = create_optimizer_v2(groups, **options)
     except (TypeError, ValueError) as error:
         raise UserError(f'optimizer {recipe.opt}: {error}') from None
+    if recipe.sched == 'none':  # else timm's scheduler sees to it
+        for group in optimizer.param_groups:
+            group['lr'] *= group['lr_scale']
+    return optimizer
 
 
-def learning_rate(recipe: Recipe) -> float:
+def learning_rate(recipe: Recipe, images: int | None = None) -> float:
     """``lr``, or ``lr_base`` scaled by the images of an update as timm's train.py scales it."""
     if recipe.lr is not None:
         return recipe.lr
     adaptive = any(word in recipe.opt.lower() for word in ('ada', 'lamb'))
-    ratio = recipe.batch_size * recipe.grad_accum_steps / recipe.lr_base_size
+    ratio = (images or recipe.batch_size * recipe.grad_accum_steps) / recipe.lr_base_size
     return recipe.lr_base * (ratio**0.5 if (recipe.lr_base_scale or ('sqrt' if adaptive else '')) == 'sqrt' else ratio)
 
 
@@ -149,6 +162,20 @@ def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
         label_smoothing=recipe.smoothing,
         num_classes=num_classes,
     )
+
+
+class _Average(ModelEmaV3):
+    """timm's moving average; with warm-up, by the method's own rule ``model.ema_decay(i, decay)`` where it has one."""
+
+    def get_decay(self, step: int | None = None) -> float:
+        rule = getattr(self.module, 'ema_decay', None)
+        return rule(step - 1, self.decay) if rule and self.use_warmup and step else super().get_decay(step)
+
+
+def build_ema(recipe: Recipe, model: nn.Module) -> ModelEmaV3 | None:
+    if not recipe.model_ema:
+        return None
+    return _Average(model, decay=recipe.model_ema_decay, use_warmup=recipe.model_ema_warmup)
 
 
 def build_loss(recipe: Recipe) -> nn.Module:

@@ -1,5 +1,6 @@
 """``nf-zoo train``."""
 
+import os
 import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         train(recipe, log=lambda line: print(line, flush=True))
     except KeyboardInterrupt as stopped:
-        print(f'nf-zoo: {stopped if isinstance(stopped, Interrupted) else "stopped"}', file=sys.stderr)
+        if not int(os.environ.get('RANK', 0)):  # of several processes, one says it
+            print(f'nf-zoo: {stopped if isinstance(stopped, Interrupted) else "stopped"}', file=sys.stderr)
         return 130
     return 0

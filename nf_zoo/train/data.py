@@ -23,12 +23,12 @@ class Data(Protocol):
     train_n: int
     val_n: int
 
-    def train_batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """Full batches of an epoch from number ``start`` on: a function of the seed and these two numbers alone."""
+    def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
+        """Every ``step``-th full batch of an epoch from number ``start`` on: a function of the seed and these alone."""
         ...
 
-    def val_batches(self) -> Iterator[Batch]:
-        """Every validation image once, in order."""
+    def val_batches(self, start: int = 0, step: int = 1) -> Iterator[Batch]:
+        """Every ``step``-th batch of the validation images, each image once, in order."""
         ...
 
 
@@ -146,7 +146,7 @@ class MemoryData:
             self.images = padded.permute(0, 2, 3, 1).contiguous().to(device)
             self.labels = train.labels.to(device)
 
-    def train_batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
         size = self.train_sizes[max(e for e in self.train_sizes if e <= epoch)]
         side = round(size * self.side / self.size)  # objects stay as large as in evaluation
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
@@ -154,15 +154,16 @@ class MemoryData:
         room = self.images.shape[1] - side + 1
         corners = torch.randint(room, (2, self.train_n), generator=rng).to(self.device)
         mirrored = (torch.rand(self.train_n, generator=rng) < self.hflip).to(self.device)
-        for k in range(start, self.train_n // self.batch_size):
+        for k in range(start, self.train_n // self.batch_size, step):
             rows = slice(k * self.batch_size, (k + 1) * self.batch_size)
             chosen = order[rows]
             x = crop_and_flip(self.images, chosen, corners[:, rows], mirrored[rows], side)
             yield self._normalized(x, size), self.labels[chosen]
 
-    def val_batches(self) -> Iterator[Batch]:
-        for k in range(0, self.val_n, self.val_batch_size):
-            rows = slice(k, k + self.val_batch_size)
+    def val_batches(self, start: int = 0, step: int = 1) -> Iterator[Batch]:
+        size = self.val_batch_size
+        for k in range(start * size, self.val_n, step * size):
+            rows = slice(k, k + size)
             yield self._normalized(self.val_images[rows], self.size), self.val_labels[rows]
 
     def _normalized(self, x: Tensor, size: int) -> Tensor:

@@ -8,24 +8,25 @@ repeats, on a CPU bit for bit, what the uninterrupted run does.
 import hashlib
 import math
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from timm.models import model_parameters
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
-from timm.utils import ModelEmaV3, dispatch_clip_grad
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckFailed, UserError
 from ..files import tensor_bytes, write_whole
 from . import build, report
 from .checkpoint import load_newest, optimizer_state, restore_optimizer, save_checkpoint
 from .data import seed_everything
-from .evaluation import score
+from .diagnosis import layer_of_the_gradient, layer_of_the_output
+from .evaluation import accuracies, totals
+from .gradients import Gradients
+from .processes import Processes, share_out
 from .progress import Interrupted, Progress, StopSignal
 from .recipe import Recipe
 
@@ -33,23 +34,30 @@ INIT_BATCHES = 8  # as RescaleNet's official code
 
 
 def train(recipe: Recipe, *, log: build.Log = print, bar: bool | None = None) -> dict[str, Any]:
-    """Run ``recipe`` and return what its result.json says.
+    """Run ``recipe`` and return what its result.json says. Under torchrun, this is one of the processes of the run.
 
     ``bar`` shows a progress bar on stderr; by default, where stderr is a terminal. Raises `UserError` for bad input or
-    a folder that can't be written, `CheckFailed` when the loss is no longer finite, and `Interrupted` after Ctrl-C or
-    SIGTERM, once a checkpoint is written.
+    a folder that can't be written, `CheckFailed` when a loss or a gradient is no longer finite or another process has
+    ended, and `Interrupted` after Ctrl-C or SIGTERM, once a checkpoint is written.
     """
-    run = recipe.run_dir
     if not str(recipe.output):
         raise UserError('where should the run go? give --output RUN')
-    _claim(run, recipe)
-    return Run(recipe, run, log, bar).fit()
+    with Processes(recipe.device) as processes:
+        _claim(recipe.run_dir, recipe, processes.first)
+        processes.wait()  # until all have looked whether there is a run
+        if not processes.first:
+            log, bar = _silent, False
+        return Run(recipe, recipe.run_dir, log, bar, processes=processes).fit()
 
 
-def _claim(run: Path, recipe: Recipe) -> None:
+def _silent(line: str) -> None:
+    pass
+
+
+def _claim(run: Path, recipe: Recipe, first: bool) -> None:
     if (run / 'recipe.yaml').exists() and not recipe.resume:
         raise UserError(f'{run} already holds a run: continue it with --resume, or choose another --output')
-    for torn in [*run.glob('.*.tmp'), *run.glob('checkpoints/.*.tmp')]:
+    for torn in [*run.glob('.*.tmp'), *run.glob('checkpoints/.*.tmp')] if first else []:
         with suppress(OSError):
             torn.unlink()
 
@@ -58,52 +66,73 @@ class Run:
     """A training run in its folder. ``sets``: a training and a validation set, else those that the recipe names."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, log: build.Log, bar: bool | None, sets: tuple[Any, Any] | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        log: build.Log,
+        bar: bool | None,
+        sets: tuple[Any, Any] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.recipe, self.folder, self.log, self.bar = recipe, folder, log, bar
+        self.processes = processes or Processes()
+        size = self.processes.size
         found = load_newest(folder / 'checkpoints') if recipe.resume else None
         if found:
             self._same_settings(found[1]['settings'])
-        self.device = build.build_device(recipe)
+        # The images of an update stay those that the run began with, on however many processes it goes on.
+        began_with = found[1].get('processes', 1) if found else size
+        self.images = recipe.batch_size * recipe.grad_accum_steps * began_with
+        self.batch_size, self.accumulate = recipe.batch_size, recipe.grad_accum_steps
+        if size != began_with:
+            self.batch_size, self.accumulate = share_out(
+                self.images, recipe.batch_size, size, bool(recipe.mixup or recipe.cutmix)
+            )
+        self.device = build.build_device(recipe, self.processes)
         sets = sets or build.read_sets(recipe)
         seed_everything(recipe.seed)
         self.model = build.build_model(recipe, sets[0].classes, log)
         self.num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
         self.config = build.data_config(recipe, self.model, sets)
-        self.data = build.build_data(recipe, sets, self.config, self.device)
+        self.data = build.build_data(recipe, sets, self.config, self.device, self.batch_size)
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model.to(self.device).to(memory_format=self.layout)
         self.autocast = build.build_autocast(recipe, self.device, log)
         self.mixup = build.build_mixup(recipe, self.num_classes)
         self.loss = build.build_loss(recipe).to(self.device)
-        self.steps = self.data.train_n // (recipe.batch_size * recipe.grad_accum_steps)
+        self.steps = self.data.train_n // self.images
         if not self.steps:
             raise UserError(f'{self.data.train_n} training images are fewer than one update takes; lower batch_size')
         if not (found or recipe.pretrained or recipe.initial_checkpoint):
             self._init_from_data()
-        self.ema = None
-        if recipe.model_ema:
-            self.ema = ModelEmaV3(self.model, decay=recipe.model_ema_decay, use_warmup=recipe.model_ema_warmup)
-        self.optimizer = build.build_optimizer(recipe, self.model)
+        self.ema = build.build_ema(recipe, self.model)
+        self.optimizer = build.build_optimizer(recipe, self.model, self.images)
         self.scheduler, self.epochs = create_scheduler_v2(
             self.optimizer, updates_per_epoch=self.steps, **scheduler_kwargs(recipe)
         )
-        if recipe.clip_grad is not None:
-            self.clipped = list(model_parameters(self.model, exclude_head=recipe.clip_mode == 'agc'))
+        self.gradients = Gradients(self.model, recipe, self.device)
         groups = self.optimizer.param_groups
         self.plain_group = min(range(len(groups)), key=lambda i: abs(groups[i]['lr_scale'] - 1))
+        self.lr = groups[self.plain_group]['lr']
         self.updates, self.loss_sum = 0, 0.0
         self.rows: list[report.Row] = []
+        self.best: dict[str, Any] = {}
+        self.best_tensors: dict[str, Tensor] = {}
         if found:
             self._restore(*found)
         elif recipe.resume:
             log(f'{folder} has no checkpoint yet: starting from the beginning')
         times = report.read_csv(folder / 'times.csv') if recipe.resume else []
         self.times = [row for row in times if row['last_update'] <= self.updates]
-        self.forward = torch.compile(self.model, backend=recipe.torchcompile) if recipe.torchcompile else self.model
-        self.tensorboard = report.tensorboard(folder) if recipe.log_tensorboard else None
-        text = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
-        write_whole(folder / 'recipe.yaml', text.encode())
+        self.parallel = self.processes.averaged(self.model, self.device)
+        compiled = recipe.torchcompile and torch.compile(self.parallel, backend=recipe.torchcompile)
+        self.forward = compiled or self.parallel
+        self.tensorboard = None
+        if self.processes.first:
+            if recipe.log_tensorboard:
+                self.tensorboard = report.tensorboard(folder, len(self.rows))
+            text = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
+            write_whole(folder / 'recipe.yaml', text.encode())
 
     def fit(self) -> dict[str, Any]:
         with StopSignal() as stop:
@@ -112,7 +141,7 @@ class Run:
         return self._finish()
 
     def _epoch(self, epoch: int, stop: StopSignal) -> None:
-        clock = report.Clock(self.folder / 'times.csv', self.times, epoch, self.updates)
+        clock = report.Clock(self.folder / 'times.csv', self.times, epoch, self.updates, self.processes.first)
         if self.mixup and self.recipe.mixup_off_epoch and epoch >= self.recipe.mixup_off_epoch:
             self.mixup.mixup_enabled = False
         self.model.train()
@@ -125,14 +154,20 @@ class Run:
         scores = {'eval': self._score(self.model)}
         if self.ema:
             scores['ema'] = self._score(self.ema.module)
-        self._must_be_finite(scores['eval']['loss'], 'validation', epoch, self.steps)
-        row = {'epoch': epoch, 'lr': self.lr, 'train_loss': train_loss}
+        if not math.isfinite(scores['eval']['loss']):
+            x, _ = next(iter(self._laid_out(self.data.val_batches())))
+            raise self._no_number('the validation loss', layer_of_the_output(self.model.eval(), x, self.autocast))
+        norm, clipped = (self.gradients.sums / self.steps).tolist()
+        row = {'epoch': epoch, 'lr': self.lr, 'train_loss': train_loss, 'grad_norm': norm}
+        if self.gradients.threshold:
+            row['clipped'] = clipped
         for name, found in scores.items():
             row.update({f'{name}_{key}': found[key] for key in ('loss', 'top1', 'top5')})
         self.rows.append(row)
         self.loss_sum = 0.0
+        self.gradients.sums.zero_()
+        self._keep_the_best(epoch, scores['ema' if self.ema else 'eval'])
         self._save()
-        report.write_csv(self.folder / 'summary.csv', self.rows)
         seconds = clock.evaluated()
         if self.tensorboard:
             for key in row.keys() - {'epoch'}:
@@ -142,33 +177,27 @@ class Run:
             f'epoch {epoch + 1}/{self.epochs}: train loss {train_loss:.4f}, eval loss {row["eval_loss"]:.4f}, '
             f'top 1 {top1}, {seconds:.1f} s'
         )
-        if stop.asked and epoch + 1 < self.epochs:
+        if self.processes.any(stop.asked) and epoch + 1 < self.epochs:
             raise Interrupted(self.folder)
 
     def _score(self, model: nn.Module) -> dict[str, float]:
-        return score(model, self._laid_out(self.data.val_batches()), self.autocast)
+        batches = self.data.val_batches(self.processes.rank, self.processes.size)
+        return accuracies(*self.processes.sum(*totals(model, self._laid_out(batches), self.autocast)))
 
     def train_epoch(self, epoch: int, stop: StopSignal) -> float:
         """Train from ``self.updates`` to the end of ``epoch``; returns the epoch's mean loss."""
-        recipe, model, optimizer = self.recipe, self.model, self.optimizer
-        accumulate = recipe.grad_accum_steps
+        recipe, model, optimizer, processes = self.recipe, self.model, self.optimizer, self.processes
         start = self.updates - epoch * self.steps
-        batches = iter(self._laid_out(self.data.train_batches(epoch, start * accumulate)))
+        first = start * self.accumulate * processes.size + processes.rank
+        batches = iter(self._laid_out(self.data.train_batches(epoch, first, processes.size)))
         total = torch.tensor(self.loss_sum, dtype=torch.float64, device=self.device)
         began = time.perf_counter()
         with Progress(f'epoch {epoch + 1}/{self.epochs}', start, self.steps, self.log, self.bar) as progress:
             for step in range(start, self.steps):
-                for part in range(accumulate):
-                    x, y = next(batches)
-                    seed_everything(recipe.seed, epoch, 1, step * accumulate + part)
-                    if self.mixup:
-                        x, y = self.mixup(x, y)
-                    with self.autocast():
-                        loss = self.loss(self.forward(x), y)
-                    (loss / accumulate if accumulate > 1 else loss).backward()
-                    total += loss.detach()
-                if recipe.clip_grad is not None:
-                    dispatch_clip_grad(self.clipped, recipe.clip_grad, mode=recipe.clip_mode)
+                total += self.backward(batches, epoch, step)
+                norm = self.gradients.clip(epoch)
+                if self.device.type == 'cpu' and not math.isfinite(norm):  # elsewhere looking would wait for the device
+                    raise self._no_number('the gradient', layer_of_the_gradient(model))
                 self.lr = optimizer.param_groups[self.plain_group]['lr']
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -178,27 +207,58 @@ class Run:
                 if self.scheduler:
                     self.scheduler.step_update(self.updates)
                 done = step + 1
-                if done % recipe.log_interval == 0 or stop.asked or done == self.steps:
-                    mean = self._mean_loss(total, epoch, done)
-                    rate = (done - start) * recipe.batch_size * accumulate / (time.perf_counter() - began)
+                if done % recipe.log_interval == 0 or done == self.steps:
+                    mean = self._mean_loss(total, done)
+                    rate = (done - start) * self.images / (time.perf_counter() - began)
                     progress.report(done, mean, rate)
-                if stop.asked and done < self.steps:
+                asked = processes.any(stop.asked)
+                due = recipe.recovery_interval and self.updates % recipe.recovery_interval == 0
+                if (asked or due) and done < self.steps:
+                    self._mean_loss(total, done)  # no checkpoint of weights that are no numbers
                     self.loss_sum = total.item()
                     self._save()
-                    raise Interrupted(self.folder)
-        return self._mean_loss(total, epoch, self.steps)
+                    if asked:
+                        raise Interrupted(self.folder)
+        return self._mean_loss(total, self.steps)
 
-    def _mean_loss(self, total: torch.Tensor, epoch: int, done: int) -> float:
-        mean = total.item() / (done * self.recipe.grad_accum_steps)
-        self._must_be_finite(mean, 'training', epoch, done)
+    def backward(self, batches: Any, epoch: int, step: int) -> Tensor:
+        """The gradients of one update, from its ``batches`` in this process; returns the mean of their losses."""
+        processes, accumulate = self.processes, self.accumulate
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in range(accumulate):
+            x, y = next(batches)
+            # A batch has the same number, hence the same draws, on however many processes the run goes.
+            number = (step * accumulate + part) * processes.size + processes.rank
+            seed_everything(self.recipe.seed, epoch, 1, number)
+            if self.mixup:
+                x, y = self.mixup(x, y)
+            wait = part + 1 < accumulate and processes.size > 1
+            with self.parallel.no_sync() if wait else nullcontext():  # type: ignore[operator]
+                with self.autocast():
+                    loss = self.loss(self.forward(x), y)
+                if self.device.type == 'cpu' and not math.isfinite(loss.detach()):
+                    seed_everything(self.recipe.seed, epoch, 1, number)
+                    raise self._no_number('the training loss', layer_of_the_output(self.model, x, self.autocast))
+                (loss / accumulate if accumulate > 1 else loss).backward()
+            total += loss.detach()
+        return total / accumulate
+
+    def _mean_loss(self, total: Tensor, done: int) -> float:
+        (summed,) = self.processes.sum(total.item())
+        mean = summed / (done * self.processes.size)
+        if not math.isfinite(mean) or not math.isfinite(self.gradients.sums.sum()):
+            raise self._no_number('the training loss or the gradient', 'the layer is not known on this device')
         return mean
 
-    def _must_be_finite(self, loss: float, what: str, epoch: int, done: int) -> None:
-        if not math.isfinite(loss):
-            raise CheckFailed(
-                f'the {what} loss is {loss} at epoch {epoch + 1}, update {done} of {self.steps}, lr {self.lr:.4g}: '
-                f'try a smaller --lr, more --warmup-epochs or --clip-grad 1'
-            )
+    def _no_number(self, what: str, where: str) -> CheckFailed:
+        """The end of a run; the weights before this update are those of the last checkpoint, or gone."""
+        epoch, done = divmod(self.updates, self.steps)
+        newest = max((int(p.stem) for p in self.folder.glob('checkpoints/*.json')), default=None)
+        kept = 'no checkpoint was written yet' if newest is None else f'the checkpoint of update {newest} is kept'
+        return CheckFailed(
+            f'{what} is no longer finite at epoch {epoch + 1}, update {done + 1} of {self.steps}, lr {self.lr:.4g}: '
+            f'{where}; {kept}; try a smaller --lr, more --warmup-epochs or --clip-grad 1'
+        )
 
     def _laid_out(self, batches: Any) -> Any:
         for x, y in batches:
@@ -211,36 +271,72 @@ class Run:
             seed_everything(self.recipe.seed, 0, 3)
             init(x for x, _ in islice(self._laid_out(self.data.train_batches(0, 0)), INIT_BATCHES))
 
+    def _keep_the_best(self, epoch: int, scores: dict[str, float]) -> None:
+        """The weights of the first epoch with the highest accuracy, in best.safetensors and in every checkpoint."""
+        if self.best and scores['top1'] <= self.best['top1']:
+            return
+        self.best = {'epoch': epoch, **{key: scores[key] for key in ('top1', 'top5', 'loss')}}
+        if self.processes.first:
+            source = self.ema.module if self.ema else self.model
+            self.best_tensors = {name: t.detach().cpu().clone() for name, t in source.state_dict().items()}
+            write_whole(self.folder / 'best.safetensors', tensor_bytes(self.best_tensors))
+
     def _save(self) -> None:
+        losses = [found[0] for found in self.processes.gather(self.loss_sum)]
+        if not self.processes.first:
+            return
         tensors = {f'model/{name}': t for name, t in self.model.state_dict().items()}
         if self.ema:
             tensors |= {f'ema/{name}': t for name, t in self.ema.module.state_dict().items()}
+        tensors |= {f'best/{name}': t for name, t in self.best_tensors.items()}
         moments, plain = optimizer_state(self.model, self.optimizer)
         state = {
             'updates': self.updates,
-            'loss_sum': self.loss_sum,
+            'processes': self.images // (self.recipe.batch_size * self.recipe.grad_accum_steps),
+            'loss_sums': losses,
+            'gradient_sums': self.gradients.sums.tolist(),
             'rows': self.rows,
+            'best': self.best,
             'optimizer': plain,
             'settings': self.recipe.settings(),
         }
         folder = self.folder / 'checkpoints'
         save_checkpoint(folder, self.updates, {**tensors, **moments}, state, self.recipe.checkpoint_hist)
+        report.write_csv(self.folder / 'summary.csv', self.rows)
 
-    def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any], damaged: list[str]) -> None:
-        def part(prefix: str) -> dict[str, torch.Tensor]:
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any], damaged: list[str]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part('model/'))
         if self.ema:
             self.ema.module.load_state_dict(part('ema/'))
         restore_optimizer(self.model, self.optimizer, tensors, state['optimizer'])
-        self.updates, self.loss_sum, self.rows = state['updates'], state['loss_sum'], state['rows']
+        self.updates, self.rows = state['updates'], state['rows']
+        # Sums go on where they were, so that they are rounded as in the uninterrupted run.
+        losses = state.get('loss_sums') or [state['loss_sum']]
+        size = self.processes.size
+        mean = sum(losses) / len(losses)
+        self.loss_sum = losses[self.processes.rank] if len(losses) == size else mean
+        self.gradients.sums += torch.tensor(state.get('gradient_sums', (0.0, 0.0)), dtype=torch.float64).to(self.device)
+        self.best, self.best_tensors = state.get('best', {}), part('best/')
         self.lr = self.rows[-1]['lr'] if self.rows else 0.0
         for name in damaged:
             self.log(f'checkpoint {name} is damaged: going back to the one before')
-        report.write_csv(self.folder / 'summary.csv', self.rows)
+        if self.processes.first:
+            report.write_csv(self.folder / 'summary.csv', self.rows)
+            if self.best_tensors:
+                write_whole(self.folder / 'best.safetensors', tensor_bytes(self.best_tensors))
         epoch = self.updates // self.steps
         self.log(f'continuing at epoch {epoch + 1}, update {self.updates - epoch * self.steps} of {self.steps}')
+        if len(losses) != size:
+            draws = (
+                '' if self.batch_size == self.recipe.batch_size else ', and the draws of mixup and dropout are others'
+            )
+            self.log(
+                f'processes: {size} instead of {len(losses)}; an update still takes {self.images} images, now as '
+                f'{self.accumulate} x {self.batch_size} in each process; sums are rounded in another order{draws}'
+            )
 
     def _same_settings(self, saved: dict[str, Any]) -> None:
         now, then = build.as_json(self.recipe.settings()), build.as_json(Recipe().settings()) | saved
@@ -254,13 +350,6 @@ class Run:
     def _finish(self) -> dict[str, Any]:
         result_model = self.ema.module if self.ema else self.model
         weights = tensor_bytes(result_model.state_dict())
-        write_whole(self.folder / 'model.safetensors', weights)
-        title = f'{self.recipe.model}, {self.recipe.dataset}'
-        problem = report.draw_curves(self.folder / 'curves.png', self.rows, title)
-        if problem:
-            self.log(problem)
-        if self.tensorboard:
-            self.tensorboard.close()
         last, kind = self.rows[-1], 'ema' if self.ema else 'eval'
         seconds = sum(row['train_seconds'] + row['eval_seconds'] for row in self.times)
         result = {
@@ -274,10 +363,12 @@ class Run:
             'interpolation': self.config['interpolation'],
             'crop_pct': self.config['crop_pct'],
             'metrics': {**{key: last[f'{kind}_{key}'] for key in ('top1', 'top5', 'loss')}, 'n': self.data.val_n},
+            'best': self.best,
             'train_n': self.data.train_n,
             'epochs': self.epochs,
             'steps': self.updates,
             'seed': self.recipe.seed,
+            'processes': self.processes.size,
             'recipe': self.recipe.settings(),
             'seconds': round(seconds, 1),
             'seconds_per_epoch': round(seconds / len(self.rows), 2),
@@ -286,6 +377,15 @@ class Run:
             'sha256': hashlib.sha256(weights).hexdigest(),
             'bytes': len(weights),
         }
-        report.write_json(self.folder / 'result.json', result)
+        if self.processes.first:
+            write_whole(self.folder / 'model.safetensors', weights)
+            problem = report.draw_curves(
+                self.folder / 'curves.png', self.rows, f'{self.recipe.model}, {self.recipe.dataset}'
+            )
+            if problem:
+                self.log(problem)
+            if self.tensorboard:
+                self.tensorboard.close()
+            report.write_json(self.folder / 'result.json', result)
         self.log(f'top 1 {result["metrics"]["top1"]:.2f} % on {self.data.val_n} images; written to {self.folder}')
         return result

@@ -19,22 +19,29 @@ Autocast = Callable[[], AbstractContextManager]
 
 
 @torch.inference_mode()
-def score(model: nn.Module, batches: Iterable[Batch], autocast: Autocast = nullcontext) -> dict[str, float]:
-    """top1 and top5 in percent, mean cross-entropy ``loss``, images ``n``; the model's mode is left as it was."""
+def totals(model: nn.Module, batches: Iterable[Batch], autocast: Autocast = nullcontext) -> tuple[float, ...]:
+    """Hits of the first class, hits of the first five, summed cross-entropy and number of images, for `accuracies`.
+
+    The model's mode is left as it was.
+    """
     was_training = model.training
     model.eval()
-    totals, n = torch.zeros(()), 0
+    sums, n = torch.zeros(3, dtype=torch.float64), 0
     for x, y in batches:
         with autocast():
             logits = model(x)
         logits = logits.float()
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
         loss = F.cross_entropy(logits, y, reduction='sum')
-        totals = totals + torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
+        sums = sums.to(x.device) + torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
         n += len(y)
     model.train(was_training)
-    top1, top5, loss = totals.tolist()
-    return {'top1': 100 * top1 / n, 'top5': 100 * top5 / n, 'loss': loss / n, 'n': n}
+    return (*sums.tolist(), n)
+
+
+def accuracies(top1: float, top5: float, loss: float, n: float) -> dict[str, float]:
+    """top1 and top5 in percent, mean cross-entropy ``loss``, images ``n``, of what `totals` found."""
+    return {'top1': 100 * top1 / n, 'top5': 100 * top5 / n, 'loss': loss / n, 'n': int(n)}
 
 
 def evaluate(
@@ -55,7 +62,7 @@ def evaluate(
     device = torch.device(device) if device else next(model.parameters()).device
     config = resolve_data_config(model=model)
     if dataset == 'folder':
-        return score(model.to(device), _folder(model, data_dir, batch_size, device, config))
+        return accuracies(*totals(model.to(device), _folder(model, data_dir, batch_size, device, config)))
     data = MemoryData(
         None,
         load_dataset(dataset, data_dir, 'validation', download=download),
@@ -66,7 +73,7 @@ def evaluate(
         device=device,
         size=config['input_size'][-1],
     )
-    return score(model.to(device), data.val_batches())
+    return accuracies(*totals(model.to(device), data.val_batches()))
 
 
 def _folder(

@@ -58,17 +58,17 @@ class FolderData:
         self.val_batch_size = recipe.validation_batch_size or recipe.batch_size
         self.seed, self.workers, self.device = recipe.seed, recipe.workers, device
 
-    def train_batches(self, epoch: int, start: int) -> Iterator[Batch]:
+    def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
         order = torch.randperm(self.train_n, generator=rng).tolist()
         full = self.train_n // self.batch_size
-        batches = [order[k * self.batch_size : (k + 1) * self.batch_size] for k in range(start, full)]
+        batches = [order[k * self.batch_size : (k + 1) * self.batch_size] for k in range(start, full, step)]
         return self._load(self.train, [[(epoch, i) for i in batch] for batch in batches])
 
-    def val_batches(self) -> Iterator[Batch]:
-        step = self.val_batch_size
-        numbers = range(self.val_n)
-        return self._load(self.val, [[(0, i) for i in numbers[k : k + step]] for k in range(0, self.val_n, step)])
+    def val_batches(self, start: int = 0, step: int = 1) -> Iterator[Batch]:
+        size, numbers = self.val_batch_size, range(self.val_n)
+        firsts = range(start * size, self.val_n, step * size)
+        return self._load(self.val, [[(0, i) for i in numbers[k : k + size]] for k in firsts])
 
     def _load(self, folder: '_Images', batches: list[list[tuple[int, int]]]) -> Iterator[Batch]:
         loader = DataLoader(

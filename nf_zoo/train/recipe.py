@@ -21,8 +21,8 @@ def _key(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of one run. Names, meanings and defaults are those of timm's ``train.py``; ``crop_pad`` and
-    ``train_sizes`` are our own, and ``channels_last`` is on. ``None`` means: what timm or the model says."""
+    """Settings of one run. Names, meanings and defaults are those of timm's ``train.py``; those in `OWN` are
+    our own, and ``channels_last`` is on. ``None`` means: what timm or the model says."""
 
     model: str = _key('', 'name of the model, as in timm.create_model')
     model_kwargs: dict[str, Any] = _key({}, 'further arguments of the model')
@@ -75,8 +75,9 @@ class Recipe:
     momentum: float = _key(0.9, 'momentum')
     weight_decay: float = _key(2e-5, 'weight decay; none for what model.no_weight_decay() names')
     opt_kwargs: dict[str, Any] = _key({}, 'further arguments of the optimizer')
-    clip_grad: float | None = _key(None, 'clip gradients at this value; unset is off')
+    clip_grad: float | None = _key(None, "clip gradients at this value (by the model's own rule, or not at all)")
     clip_mode: str = _key('norm', 'norm, value or agc (which leaves the classifier out)')
+    clip_sched: str = _key('', 'log: clip_grad times 1 + ln(1 + epoch); by default constant')
     lr: float | None = _key(None, 'learning rate (lr_base scaled by the batch size)')
     lr_base: float = _key(0.1, 'learning rate at lr_base_size images an update')
     lr_base_size: int = _key(256, 'see lr_base')
@@ -105,6 +106,7 @@ class Recipe:
     log_interval: int = _key(50, 'updates between two lines of the log')
     log_tensorboard: bool = _key(False, 'write TensorBoard events too')
     checkpoint_hist: int = _key(2, 'checkpoints to keep')
+    recovery_interval: int = _key(0, 'updates between two checkpoints; 0: only at the end of an epoch')
     output: str = _key('', 'folder of the run')
     experiment: str = _key('', 'subfolder of output')
     resume: bool = _key(False, 'continue the run in output')
@@ -120,8 +122,9 @@ class Recipe:
         ):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise UserError(f'{key} is {value}, expected at least 1')
-        if self.seed < 0:
-            raise UserError(f'seed is {self.seed}, expected 0 or more')
+        for key in ('seed', 'recovery_interval'):
+            if (value := getattr(self, key)) < 0:
+                raise UserError(f'{key} is {value}, expected 0 or more')
         for key, known in _CHOICES.items():
             if (value := getattr(self, key)) not in known:
                 raise UserError(f'unknown {key} {value!r} (known: {", ".join(known)}){nearest(value, known)}')
@@ -143,14 +146,16 @@ class Recipe:
         return {k: v for k, v in self.as_dict().items() if k not in _NOT_THE_RESULT}
 
 
+OWN = frozenset('clip_sched crop_pad log_tensorboard train_sizes'.split())  # keys that timm's train.py hasn't
 _NOT_THE_RESULT = frozenset(
     'checkpoint_hist data_dir dataset_download device experiment log_interval log_tensorboard output '
-    'resume workers'.split()
+    'recovery_interval resume workers'.split()
 )
 _CHOICES = {
     # timm's plateau is left out: it depends on the metrics so far, which a repeatable schedule can't
     'sched': ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none'),
     'clip_mode': ('norm', 'value', 'agc'),
+    'clip_sched': ('', 'log'),
     'mixup_mode': ('batch', 'pair', 'elem'),
     'amp_dtype': ('bfloat16',),
     'lr_base_scale': ('', 'linear', 'sqrt'),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import platform
 import time
@@ -20,10 +21,12 @@ Row = dict[str, Any]
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``rows``, with the first one's keys as the header; floats so that they read back exactly."""
+    """Write ``rows``, with all their keys as the header; floats so that they read back exactly."""
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator='\n')
+        # The newest row names most columns: a run may have been begun by a version that wrote fewer.
+        columns = list(dict.fromkeys([*rows[-1], *(key for row in rows for key in row)]))
+        writer = csv.DictWriter(text, columns, lineterminator='\n', restval=math.nan)
         writer.writeheader()
         writer.writerows(rows)
     write_whole(path, text.getvalue().encode())
@@ -40,8 +43,8 @@ def read_csv(path: Path) -> list[Row]:
 class Clock:
     """Keeps times.csv, the one file of a run that differs between repetitions: a row for each epoch or part of one."""
 
-    def __init__(self, path: Path, rows: list[Row], epoch: int, update: int) -> None:
-        self.path, self.rows = path, rows
+    def __init__(self, path: Path, rows: list[Row], epoch: int, update: int, write: bool = True) -> None:
+        self.path, self.rows, self.write = path, rows, write
         self.row: Row = {'epoch': epoch, 'first_update': update, 'last_update': update}
         self.began = time.perf_counter()
 
@@ -50,14 +53,18 @@ class Clock:
         seconds = time.perf_counter() - self.began
         self.row.update(last_update=update, train_seconds=round(seconds, 3), eval_seconds=0.0)
         self.rows.append(self.row)
-        write_csv(self.path, self.rows)
+        self._write()
 
     def evaluated(self) -> float:
         """The epoch is over; returns its seconds."""
         seconds = time.perf_counter() - self.began
         self.row['eval_seconds'] = round(seconds - self.row['train_seconds'], 3)
-        write_csv(self.path, self.rows)
+        self._write()
         return seconds
+
+    def _write(self) -> None:
+        if self.write:
+            write_csv(self.path, self.rows)
 
 
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> str | None:
@@ -125,10 +132,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def tensorboard(folder: Path) -> Any:
-    """A SummaryWriter into ``folder``. Raises `UserError` without tensorboard."""
+def tensorboard(folder: Path, epoch: int) -> Any:
+    """A SummaryWriter into ``folder``, which forgets what an earlier part of the run wrote from ``epoch`` on.
+
+    Raises `UserError` without tensorboard.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError("log_tensorboard needs tensorboard: pip install 'nf-zoo[train]'") from None
-    return SummaryWriter(str(folder / 'tensorboard'))
+    return SummaryWriter(str(folder / 'tensorboard'), purge_step=epoch)

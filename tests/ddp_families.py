@@ -1,0 +1,63 @@
+"""Under torchrun: gradients of one update, taken as one batch, as two in turn, and in two processes, for every family.
+
+Prints, from the first process, {name: [difference of the two in turn, of the two processes]} as JSON: the largest
+difference from the one batch, relative to the largest gradient.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from families import SHALLOW, general_position, representatives
+from torch import Tensor
+from train_toys import toy_recipe
+
+from nf_zoo.train import MemorySet
+from nf_zoo.train.engine import Run
+from nf_zoo.train.processes import Processes
+
+PART = 3  # images of half an update
+STATES: dict[str, dict[str, Tensor]] = {}
+
+
+def images() -> MemorySet:
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2 * PART, 3, 32, 32), generator=rng, dtype=torch.uint8)
+    return MemorySet(pixels, torch.arange(2 * PART) % 3, ['a', 'b', 'c'])
+
+
+def gradients(name: str, folder: Path, batch: int, accumulate: int, processes: Processes) -> Tensor:
+    stages = len(timm.create_model(name, device='meta').stages)
+    recipe = toy_recipe(
+        folder, model=name, model_kwargs={'depths': SHALLOW[stages]}, batch_size=batch, grad_accum_steps=accumulate
+    )
+    run = Run(recipe, folder, lambda line: None, False, (images(),) * 2, processes)
+    state = STATES.setdefault(name, general_position(run.model).state_dict())
+    run.model.load_state_dict(state)  # an initialisation from data depends on the size of its batches
+    run.model.train()
+    batches = run.data.train_batches(0, processes.rank, processes.size)
+    run.backward(((x.double(), y) for x, y in batches), 0, 0)
+    return torch.cat([p.grad.flatten() for p in run.model.parameters()])
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    alone = Processes()
+    alone.rank, alone.size = 0, 1
+    found = {}
+    with Processes() as processes:
+        for name in representatives():
+            place = folder / name / str(processes.rank)
+            whole = gradients(name, place, 2 * PART, 1, alone)
+            others = gradients(name, place, PART, 2, alone), gradients(name, place, PART, 1, processes)
+            found[name] = [float((other - whole).abs().max() / whole.abs().max()) for other in others]
+    if processes.first:
+        print(json.dumps(found))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,50 @@
+"""Toy runs under torchrun: ``ddp_toys.py FOLDER OPTIONS [RANK]``; with RANK, that process dies in the second epoch."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from train_toys import toy_recipe, toy_set
+
+from nf_zoo.cli import main
+from nf_zoo.train import Interrupted, data, train
+from nf_zoo.train.gradients import Gradients
+
+
+def stop_at(update: int, number: int, folder: Path, options: dict[str, Any]) -> None:
+    """Send the last process the signal ``number`` in its ``update``-th update of a run in ``folder``."""
+    clip, count = Gradients.clip, [0]
+
+    def counted(*args: Any) -> Any:
+        count[0] += 1
+        if count[0] == update and os.environ['RANK'] == '1':
+            os.kill(os.getpid(), number)
+        return clip(*args)
+
+    Gradients.clip = counted
+    try:
+        train(toy_recipe(folder, **options), log=lambda line: None, bar=False)
+    except Interrupted:
+        pass
+    finally:
+        Gradients.clip = clip
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    data._LOADERS['toys'] = toy_set
+    place, options = Path(sys.argv[1]), yaml.safe_load(sys.argv[2])
+    if len(sys.argv) > 3:
+        # through the command, so that what it prints is what a user sees
+        import nf_zoo.train
+
+        nf_zoo.train.main = lambda argv: stop_at(5, signal.SIGKILL, place / 'dying', options)
+        sys.exit(main(['train']))
+    train(toy_recipe(place / 'whole', **options), bar=False)
+    stop_at(8, signal.SIGTERM, place / 'pieces', options)
+    train(toy_recipe(place / 'pieces', **options, resume=True), bar=False)
+    stop_at(8, signal.SIGTERM, place / 'stopped', options)
