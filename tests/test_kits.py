@@ -1,10 +1,14 @@
 """The deployment kits of export/ give PyTorch's answers, from nothing but the exported file and the images."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +39,7 @@ Files = Callable[[str, str], Path]
 def digits_model() -> torch.nn.Module:
     """The bundled network with a new head, fitted on 500 of the digits."""
     model = timm.create_model(
-        'eunnet20_cifar.cifar10',
+        'nf_resnet20_cifar.cifar10',
         pretrained=True,
         pretrained_cfg_overlay={'label_names': [f'digit {i}' for i in range(10)]},
     ).eval()
@@ -44,7 +48,7 @@ def digits_model() -> torch.nn.Module:
     x = torch.stack([transform(scan(image).convert(mode)) for image in digits.images[:500]])
     with torch.no_grad():
         features = model.forward_head(model.forward_features(x), pre_logits=True)
-        fit = LogisticRegression(C=100, max_iter=1000).fit(features.numpy(), digits.target[:500])
+        fit = LogisticRegression(max_iter=1000).fit(features.numpy(), digits.target[:500])
         head = model.get_classifier()
         head.weight.copy_(torch.from_numpy(fit.coef_))
         head.bias.copy_(torch.from_numpy(fit.intercept_))
@@ -218,3 +222,48 @@ def test_a_missing_file_is_said_in_a_line(kit: Any, tmp_path: Path) -> None:
     command, extension = kit
     run = subprocess.run([*command, tmp_path / f'none.{extension}', 'x.png'], capture_output=True, text=True)
     assert run.returncode and len((run.stderr + run.stdout).splitlines()) == 1
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def page(models: Any, tmp_path: Path) -> Iterator[str]:
+    """The browser kit's address, served as its README says, with the digits' network folded and not folded."""
+    kit = KITS / 'browser'
+    if not all(map(shutil.which, ('node', 'chromium'))) or not (kit / 'node_modules').is_dir():
+        pytest.skip("Node, Chromium or the page's packages are missing: make kit-test installs them")
+    site = tmp_path / 'site'
+    shutil.copytree(kit, site, ignore=shutil.ignore_patterns('node_modules', '*.onnx'))
+    (site / 'node_modules').symlink_to(kit / 'node_modules')
+    nf_zoo.export_onnx(models('digits'), site / 'folded.onnx')
+    nf_zoo.export_onnx(models('digits'), site / 'unfolded.onnx', fold=False)
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}/'
+        server.shutdown()
+
+
+def test_the_page_in_a_browser(page: str, models: Any, images: list[Path], tmp_path: Path) -> None:
+    """Files, drawings by mouse, keyboard and finger; nothing from elsewhere, and nothing wrong for axe or a phone."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
+    pixels[..., 3] = pixels[..., 3] // 128 * 255
+    Image.fromarray(pixels).save(tmp_path / 'clear.png')
+    images = [*images, tmp_path / 'clear.png']
+    command = [shutil.which('node'), KITS / 'browser' / 'test.js', page, tmp_path, *images]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert not found['problems']
+    model = models('digits')
+    for network in ('folded', 'unfolded'):
+        agree(model, images, found['files'][network])
+    agree(model, images[:1], [found['dropped']])
+    for name, answer in found['drawings']:
+        ink = np.asarray(Image.open(tmp_path / name).convert('L'), float)
+        assert 0.02 < (ink > 128).mean() < 0.5 and np.ptp((ink > 128).nonzero()[0]) > 180  # from top to bottom
+        coarse = Image.fromarray(ink.reshape(8, 35, 8, 35).mean((1, 3)).round().astype(np.uint8))
+        coarse.save(tmp_path / 'scan.png')
+        agree(model, [tmp_path / 'scan.png'], [answer])

@@ -1,0 +1,163 @@
+import { InferenceSession, Tensor, env } from 'onnxruntime-web';
+import { best, prepare, readFacts } from './model.js';
+
+env.wasm.numThreads = 1; // more need headers (COOP, COEP) that a plain file server doesn't send
+
+const $ = (id) => document.getElementById(id);
+const networks = {}; // by name: a promise of { facts, run }
+let image; // what was chosen or drawn last: { name, data, width, height }
+let turn = 0; // an answer that a newer question has overtaken is dropped
+
+async function load(name) {
+  const response = await fetch(`${name}.onnx`);
+  if (!response.ok) throw new Error(`${name}.onnx isn't beside this page (${response.status}); the README says how to write it.`);
+  const bytes = new Uint8Array(await response.arrayBuffer());
+  const facts = readFacts(bytes);
+  const session = await InferenceSession.create(bytes);
+  const run = async (input) => {
+    const results = await session.run({ [session.inputNames[0]]: new Tensor('float32', input, [1, ...facts.inputSize]) });
+    return results[session.outputNames[0]].data;
+  };
+  await run(new Float32Array(facts.inputSize.reduce((a, b) => a * b))); // the first run is slower: it allocates
+  return { facts, run };
+}
+
+async function classify() {
+  const mine = ++turn;
+  const name = document.querySelector('[name=network]:checked').value;
+  try {
+    const { facts, run } = await (networks[name] ??= load(name));
+    const [channels, height, width] = facts.inputSize;
+    $('about').textContent = `${facts.model}, ${width} × ${height} pixels, ${channels === 1 ? 'grey' : 'colour'}`;
+    if (!image || mine !== turn) return;
+    const input = prepare(image, facts);
+    const start = performance.now();
+    const logits = await run(input);
+    const milliseconds = performance.now() - start;
+    if (mine === turn) show(best(logits, facts.classNames), `${image.name}: ${milliseconds.toFixed(1)} ms, ${name}`);
+  } catch (error) {
+    delete networks[name];
+    show([], error.message);
+  }
+}
+
+function show(answer, status) {
+  $('status').textContent = status;
+  $('top').replaceChildren(
+    ...answer.map(([name, probability]) => {
+      const item = document.createElement('li');
+      const bar = Object.assign(document.createElement('meter'), { value: probability, ariaLabel: name });
+      item.append(name, ` ${(100 * probability).toFixed(1)} %`, bar);
+      item.firstChild.replaceWith(Object.assign(document.createElement('span'), { textContent: name }));
+      return item;
+    }),
+  );
+}
+
+// An image file
+
+async function open(file) {
+  if (!file) return;
+  try {
+    const bitmap = await createImageBitmap(file, { colorSpaceConversion: 'none' });
+    const { width, height } = bitmap;
+    const context = new OffscreenCanvas(width, height).getContext('2d');
+    context.fillStyle = 'white'; // under what is transparent
+    context.fillRect(0, 0, width, height);
+    context.drawImage(bitmap, 0, 0);
+    image = { name: file.name, data: context.getImageData(0, 0, width, height).data, width, height };
+  } catch {
+    turn++;
+    return show([], `${file.name} is no image that this browser can read.`);
+  }
+  URL.revokeObjectURL($('preview').src);
+  Object.assign($('preview'), { src: URL.createObjectURL(file), alt: file.name, hidden: false });
+  await classify();
+}
+
+$('file').addEventListener('change', (event) => open(event.target.files[0]));
+for (const type of ['dragover', 'dragleave', 'drop']) {
+  $('drop').addEventListener(type, (event) => {
+    event.preventDefault();
+    $('drop').classList.toggle('over', type === 'dragover');
+    if (type !== 'drop') return;
+    $('file').value = ''; // it would go on showing an earlier file's name
+    open(event.dataTransfer.files[0]);
+  });
+}
+
+// A drawing: white on black, as scans of digits are
+
+const canvas = $('canvas');
+const ink = canvas.getContext('2d', { willReadFrequently: true });
+const pen = { x: 0, y: 0, down: false };
+
+function move(x, y) {
+  if (pen.down) {
+    ink.beginPath();
+    ink.moveTo(pen.x, pen.y);
+    ink.lineTo(x, y);
+    ink.stroke();
+  }
+  Object.assign(pen, { x, y });
+  $('pen').style.translate = `${(x * canvas.clientWidth) / canvas.width}px ${(y * canvas.clientHeight) / canvas.height}px`;
+}
+
+function lower(down) {
+  const drawn = pen.down && !down;
+  pen.down = down;
+  $('pen').classList.toggle('down', down);
+  if (down) move(pen.x, pen.y);
+  if (!drawn) return;
+  image = { name: 'drawing', ...scan() };
+  $('preview').hidden = true;
+  $('file').value = '';
+  classify();
+}
+
+/** The drawing as coarse as scikit-learn's scans of digits: networks that learned from those expect no sharper strokes. */
+function scan(size = 8) {
+  const block = canvas.width / size;
+  const data = new Uint8ClampedArray(4 * size * size).fill(255);
+  for (let i = 0; i < size * size; i++) {
+    const { data: rgba } = ink.getImageData((i % size) * block, Math.floor(i / size) * block, block, block);
+    const mean = rgba.reduce((sum, value, k) => (k % 4 ? sum : sum + value), 0) / block ** 2;
+    data.fill(mean, 4 * i, 4 * i + 3);
+  }
+  return { data, width: size, height: size };
+}
+
+function clear() {
+  Object.assign(ink, { fillStyle: 'black', strokeStyle: 'white', lineWidth: 36, lineCap: 'round' });
+  ink.fillRect(0, 0, canvas.width, canvas.height);
+  pen.down = false;
+  $('pen').classList.remove('down');
+  move(canvas.width / 2, canvas.height / 2);
+}
+
+canvas.addEventListener('pointerdown', (event) => {
+  canvas.setPointerCapture(event.pointerId);
+  lower(false);
+  move(...at(event));
+  lower(true);
+});
+canvas.addEventListener('pointermove', (event) => event.buttons && move(...at(event)));
+for (const type of ['pointerup', 'pointercancel']) canvas.addEventListener(type, () => lower(false));
+const at = ({ offsetX, offsetY }) => [(offsetX * canvas.width) / canvas.clientWidth, (offsetY * canvas.height) / canvas.clientHeight];
+
+const STEPS = { ArrowLeft: [-14, 0], ArrowRight: [14, 0], ArrowUp: [0, -14], ArrowDown: [0, 14] };
+canvas.addEventListener('keydown', (event) => {
+  const step = STEPS[event.key];
+  if (!step && event.key !== ' ') return;
+  event.preventDefault();
+  if (step) move(...[pen.x + step[0], pen.y + step[1]].map((value) => Math.min(canvas.width, Math.max(0, value))));
+  else if (!event.repeat) {
+    lower(!pen.down);
+    if (pen.down) $('status').textContent = 'The pen is down.';
+  }
+});
+$('clear').addEventListener('click', clear);
+
+for (const button of document.getElementsByName('network')) button.addEventListener('change', classify);
+clear();
+classify();
