@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nf_zoo.errors import UserError
-from nf_zoo.train import MemorySet, load_dataset
+from nf_zoo.train import MemorySet, Recipe, load_dataset
+from nf_zoo.train.build import build_data, read_sets
 from nf_zoo.train.data import MemoryData, crop_and_flip, fold_seed
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -178,3 +179,44 @@ def test_digits_hold_a_fifth_of_each_class_out_and_keep_the_scans_grey_levels() 
     assert train.images.max() == 255 and train.images.min() == 0
     known = {image.numpy().tobytes() for image in train.images}
     assert sum(image.numpy().tobytes() in known for image in held_out.images) == 0
+
+
+def fashion(folder: Path, n: int = 6) -> Path:
+    """Files as torchvision unpacks them: a header of big-endian sizes, then the bytes."""
+    raw = folder / 'FashionMNIST' / 'raw'
+    raw.mkdir(parents=True)
+    rng = torch.Generator().manual_seed(0)
+    for split in ('train', 't10k'):
+        pixels = torch.randint(0, 256, (n, 28, 28), generator=rng, dtype=torch.uint8)
+        header = b''.join(x.to_bytes(4, 'big') for x in (0x0803, n, 28, 28))
+        (raw / f'{split}-images-idx3-ubyte').write_bytes(header + pixels.numpy().tobytes())
+        header = b''.join(x.to_bytes(4, 'big') for x in (0x0801, n))
+        (raw / f'{split}-labels-idx1-ubyte').write_bytes(header + bytes(range(n)))
+    return folder
+
+
+def test_fashion_mnist_is_grey_and_gets_three_channels_unless_the_model_takes_one(tmp_path: Path) -> None:
+    recipe = Recipe(model='x', dataset='torch/fashion_mnist', data_dir=str(fashion(tmp_path)))
+    train, val = read_sets(recipe)
+    assert train.images.shape == (6, 3, 28, 28) and val.labels.tolist() == list(range(6))
+    assert bool((train.images == train.images[:, :1]).all()) and train.classes[0] == 'T-shirt/top'
+    assert read_sets(recipe.with_options({'in_chans': 1}))[0].images.shape == (6, 1, 28, 28)
+    (tmp_path / 'FashionMNIST' / 'raw' / 'train-images-idx3-ubyte').unlink()
+    with pytest.raises(UserError, match='no intact fashion_mnist in .*--dataset-download'):
+        read_sets(recipe)
+
+
+def test_a_policy_for_single_pictures_works_on_in_memory_sets_and_crops_as_without_it() -> None:
+    recipe = Recipe().with_options(
+        {'model': 'x', 'dataset': 'toys', 'aa': 'rand-m0-n0', 'batch_size': 4, 'workers': 0, 'crop_pad': 2}
+    )
+    config = {'input_size': (3, 8, 8), 'interpolation': 'bilinear', 'mean': MEAN, 'std': STD, 'crop_pct': 0.875}
+    data = build_data(recipe, (numbered(), numbered()), config, torch.device('cpu'), 4)
+    padded = F.pad(numbered().images, (2,) * 4)
+    for x, labels in data.train_batches(0, 0):
+        for crop, label in zip(pixels_of(x), labels, strict=True):
+            assert is_window(crop, padded[label])
+    assert torch.equal(pixels_of(torch.cat([x for x, _ in data.val_batches()])), numbered().images)
+    with pytest.raises(UserError, match='train_sizes'):
+        sizes = recipe.with_options({'train_sizes': {0: 6}})
+        build_data(sizes, (numbered(), numbered()), config, torch.device('cpu'), 4)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -337,7 +338,23 @@ def test_float32_is_used_where_bfloat16_is_not(tmp_path: Path, monkeypatch: pyte
 def test_the_bar_shows_loss_and_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(toy_recipe(tmp_path, epochs=1), log=lambda line: None, bar=True)
     shown = capsys.readouterr().err
-    assert 'epoch 1/1' in shown and 'loss ' in shown and 'images/s' in shown
+    assert 'epoch 1/1' in shown and 'loss ' in shown and 'images/s' in shown and 'loader ' in shown
+
+
+def test_a_loader_that_training_waits_for_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    whole = MemoryData.train_batches
+
+    def slow(self: MemoryData, *args: int) -> Any:
+        for batch in whole(self, *args):
+            time.sleep(0.2)
+            yield batch
+
+    monkeypatch.setattr(MemoryData, 'train_batches', slow)
+    train(toy_recipe(tmp_path / 'slow', epochs=1), log=said.append, bar=False)
+    assert any(
+        'the loader is too slow: training waited for it' in line and '--workers (now 4)' in line for line in said
+    )
 
 
 def test_the_command_line_overrides_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Image folders: the same batches whatever the number of workers, and one line for what can't be read."""
+"""Pictures one by one: the same batches whatever the number of workers, and one line for what can't be read."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from PIL import Image
 
 from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe
+from nf_zoo.train.build import read_sets
 from nf_zoo.train.data import Batch
 from nf_zoo.train.folder import FolderData, open_folders
 
@@ -84,3 +85,48 @@ def test_missing_folders_and_differing_classes_are_one_line(images: Path) -> Non
     (images / 'validation' / 'dog').rename(images / 'validation' / 'dogs')
     with pytest.raises(UserError, match='differ in the classes dog, dogs'):
         make(images)
+
+
+def test_evaluation_may_have_another_size_than_training(images: Path) -> None:
+    data = make(images, val_img_size=20)
+    assert next(iter(data.train_batches(0, 0)))[0].shape[-2:] == (16, 16)
+    assert next(iter(data.val_batches()))[0].shape[-2:] == (20, 20)
+
+
+def test_every_second_batch_is_the_share_of_one_of_two_processes(images: Path) -> None:
+    data = make(images)
+    whole = list(data.train_batches(0, 0))
+    assert equal(list(data.train_batches(0, 0, 2)), whole[::2]) and equal(
+        list(data.train_batches(0, 1, 2)), whole[1::2]
+    )
+    assert equal(list(data.val_batches(1, 2)), list(data.val_batches())[1::2])
+
+
+def timm_recipe(images: Path, **options: object) -> Recipe:
+    base = {'model': 'x', 'dataset': 'torch/image_folder', 'data_dir': str(images), 'batch_size': 2, 'workers': 0}
+    return Recipe().with_options(base | options)
+
+
+def test_a_data_set_that_timm_names_is_read_like_a_folder(images: Path) -> None:
+    recipe = timm_recipe(images)
+    sets = read_sets(recipe)
+    assert sets[0].classes == ['cat', 'dog'] and (len(sets[0]), len(sets[1])) == (10, 6)
+    data = FolderData(*sets, recipe, CONFIG, torch.device('cpu'))
+    folder = FolderData(*open_folders(str(images), 'train', 'validation'), recipe, CONFIG, torch.device('cpu'))
+    assert equal(list(data.train_batches(1, 1)), list(folder.train_batches(1, 1)))
+    assert equal(list(data.val_batches()), list(folder.val_batches()))
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'dataset': 'wds/imagenet'}, 'wds/imagenet can only be read from its start'),
+        ({'dataset': 'torch/nothing'}, 'torch/nothing cannot be read from'),
+        ({'data_dir': None}, 'needs its folder'),
+        ({'train_sizes': {0: 12}}, 'train_sizes is for in-memory sets'),
+    ],
+)
+def test_a_timm_set_that_cannot_be_read_is_one_line(images: Path, options: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_sets(timm_recipe(images, **options))
+    assert said in str(caught.value) and '\n' not in str(caught.value)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest
-from .data import Data, MemoryData, load_dataset
-from .folder import FolderData, open_folders
+from .data import Data, MemoryData, MemorySet, in_memory, load_dataset
+from .folder import FolderData, MemoryPictures, TimmSet, open_folders
 from .groups import parameter_groups
 from .processes import Processes
 from .recipe import Recipe
@@ -75,14 +76,20 @@ def build_model(recipe: Recipe, classes: Sequence[str], log: Log) -> nn.Module:
 
 
 def read_sets(recipe: Recipe) -> tuple[Any, Any]:
-    """The training and the validation set, both with ``classes``: two `MemorySet`, or two torchvision ImageFolder."""
-    if recipe.dataset == 'folder':
+    """The training and the validation set, both with ``classes``: two `MemorySet`, or two that give single pictures."""
+    splits = recipe.train_split, recipe.val_split
+    if not in_memory(recipe.dataset):
         if recipe.train_sizes:
             raise UserError('train_sizes is for in-memory sets; folder images are resized to img_size')
-        return open_folders(recipe.data_dir, recipe.train_split, recipe.val_split)
+        if recipe.dataset == 'folder':
+            return open_folders(recipe.data_dir, *splits)
+        train, val = (TimmSet(recipe, split) for split in splits)
+        return train, val
     options = {'download': recipe.dataset_download}
-    train, val = (load_dataset(recipe.dataset, recipe.data_dir, split, **options) for split in ('train', 'validation'))
-    return train, val
+    found = [load_dataset(recipe.dataset, recipe.data_dir, split, **options) for split in ('train', 'validation')]
+    if recipe.in_chans != 1:
+        found = [replace(s, images=s.images.expand(-1, 3, -1, -1)) if s.images.shape[1] == 1 else s for s in found]
+    return found[0], found[1]
 
 
 def build_data(
@@ -91,8 +98,15 @@ def build_data(
     """Batches of ``batch_size`` from ``sets``; ``config`` is timm's data config."""
     recipe = recipe.with_options({'batch_size': batch_size})
     train, val = sets
-    if recipe.dataset == 'folder':
+    single = isinstance(val, MemorySet) and bool(recipe.aa or recipe.reprob)
+    if single and recipe.train_sizes:
+        raise UserError('train_sizes go with neither aa nor reprob, which take pictures one by one')
+    if not isinstance(val, MemorySet) or single:
+        if single:
+            train, val = MemoryPictures(train), MemoryPictures(val)
         return FolderData(train, val, recipe, config, device)
+    if recipe.val_img_size:
+        raise UserError('val_img_size is for folder images; in-memory sets are evaluated at img_size')
     side = val.images.shape[-1]
     size = recipe.input_size[-1] if recipe.input_size else recipe.img_size or side
     limit = (side + 2 * recipe.crop_pad) * size // side
@@ -118,8 +132,12 @@ def build_data(
 def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict[str, Any]:
     """timm's data config: the recipe's keys before the model's; an in-memory set's own size before both."""
     config = resolve_data_config({k: v for k, v in recipe.as_dict().items() if v is not None}, model=model)
-    if recipe.dataset != 'folder' and not recipe.input_size and not recipe.img_size:
+    if isinstance(sets[1], MemorySet) and not recipe.input_size and not recipe.img_size:
         config['input_size'] = tuple(sets[1].images.shape[1:])
+    channels = getattr(model, 'in_chans', 3)
+    for key in ('mean', 'std'):
+        if channels == 1 and len(config[key]) == 3 and not getattr(recipe, key):
+            config[key] = (sum(config[key]) / 3,)
     return config
 
 

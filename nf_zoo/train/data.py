@@ -42,8 +42,8 @@ class MemorySet:
 
 
 def load_dataset(name: str, data_dir: str | Path | None, split: str, *, download: bool = False) -> MemorySet:
-    """Load the ``'train'`` or ``'validation'`` split of cifar10, cifar100 or digits (timm's ``torch/`` prefix is
-    accepted); ``data_dir`` is torchvision's root folder, which digits doesn't need.
+    """Load the ``'train'`` or ``'validation'`` split of cifar10, cifar100, fashion_mnist or digits (timm's ``torch/``
+    prefix is accepted); ``data_dir`` is torchvision's root folder, which digits doesn't need.
 
     Raises `UserError` for an unknown name and for a data set that is missing or damaged.
     """
@@ -73,6 +73,31 @@ def _cifar(kind: str, data_dir: str | Path | None, train: bool, download: bool) 
     return MemorySet(images, torch.tensor(found.targets), list(found.classes))
 
 
+def _fashion_mnist(data_dir: str | Path | None, train: bool, download: bool) -> MemorySet:
+    from torchvision import datasets
+    from torchvision.datasets.utils import check_integrity
+
+    kind = datasets.FashionMNIST
+    if data_dir is None:
+        raise UserError(
+            'fashion_mnist needs its folder: --data-dir DIR (with --dataset-download it is fetched into DIR)'
+        )
+    raw = Path(data_dir) / 'FashionMNIST' / 'raw'
+    try:
+        found = kind(str(data_dir), train=train, download=download)
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+        if download:
+            raise UserError(f'fashion_mnist could not be fetched into {data_dir}: {error}') from None
+        raise UserError(
+            f'no intact fashion_mnist in {data_dir} (looked for {raw}); '
+            f'point --data-dir at it, or add --dataset-download to fetch it'
+        ) from None
+    for name, md5 in kind.resources:  # torchvision looks at them when it fetches them only
+        if (raw / name).exists() and not check_integrity(str(raw / name), md5):
+            raise UserError(f'{raw / name} is damaged; remove it and add --dataset-download')
+    return MemorySet(found.data.unsqueeze(1), found.targets, list(found.classes))
+
+
 def _digits(data_dir: str | Path | None, train: bool, download: bool) -> MemorySet:
     """scikit-learn's scans (UCI optdigits): 8x8, 17 grey levels, enlarged to 32x32; a fifth of each class held out."""
     try:
@@ -92,8 +117,14 @@ def _digits(data_dir: str | Path | None, train: bool, download: bool) -> MemoryS
 _LOADERS = {
     'cifar10': lambda *a: _cifar('CIFAR10', *a),
     'cifar100': lambda *a: _cifar('CIFAR100', *a),
+    'fashion_mnist': _fashion_mnist,
     'digits': _digits,
 }
+
+
+def in_memory(name: str) -> bool:
+    """Whether `load_dataset` knows ``name``, or should say what is wrong with it."""
+    return name.removeprefix('torch/') in _LOADERS or ('/' not in name and name != 'folder')
 
 
 def fold_seed(*numbers: int) -> int:

@@ -27,10 +27,11 @@ from .diagnosis import layer_of_the_gradient, layer_of_the_output
 from .evaluation import accuracies, totals
 from .gradients import Gradients
 from .processes import Processes, share_out
-from .progress import Interrupted, Progress, StopSignal
+from .progress import Interrupted, Progress, StopSignal, Waiting
 from .recipe import Recipe
 
 INIT_BATCHES = 8  # as RescaleNet's official code
+SLOW_LOADER = 0.1  # the part of an epoch that training waits, from which on a line says so
 
 
 def train(recipe: Recipe, *, log: build.Log = print, bar: bool | None = None) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class Run:
         groups = self.optimizer.param_groups
         self.plain_group = min(range(len(groups)), key=lambda i: abs(groups[i]['lr_scale'] - 1))
         self.lr = groups[self.plain_group]['lr']
-        self.updates, self.loss_sum = 0, 0.0
+        self.updates, self.loss_sum, self.waited = 0, 0.0, 0.0
         self.rows: list[report.Row] = []
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, Tensor] = {}
@@ -177,6 +178,11 @@ class Run:
             f'epoch {epoch + 1}/{self.epochs}: train loss {train_loss:.4f}, eval loss {row["eval_loss"]:.4f}, '
             f'top 1 {top1}, {seconds:.1f} s'
         )
+        if self.waited > SLOW_LOADER:
+            self.log(
+                f'the loader is too slow: training waited for it {self.waited:.0%} of the epoch; '
+                f'try more --workers (now {self.recipe.workers}), a faster disk or smaller files'
+            )
         if self.processes.any(stop.asked) and epoch + 1 < self.epochs:
             raise Interrupted(self.folder)
 
@@ -189,7 +195,7 @@ class Run:
         recipe, model, optimizer, processes = self.recipe, self.model, self.optimizer, self.processes
         start = self.updates - epoch * self.steps
         first = start * self.accumulate * processes.size + processes.rank
-        batches = iter(self._laid_out(self.data.train_batches(epoch, first, processes.size)))
+        batches = Waiting(self._laid_out(self.data.train_batches(epoch, first, processes.size)))
         total = torch.tensor(self.loss_sum, dtype=torch.float64, device=self.device)
         began = time.perf_counter()
         with Progress(f'epoch {epoch + 1}/{self.epochs}', start, self.steps, self.log, self.bar) as progress:
@@ -209,8 +215,8 @@ class Run:
                 done = step + 1
                 if done % recipe.log_interval == 0 or done == self.steps:
                     mean = self._mean_loss(total, done)
-                    rate = (done - start) * self.images / (time.perf_counter() - began)
-                    progress.report(done, mean, rate)
+                    seconds = time.perf_counter() - began
+                    progress.report(done, mean, (done - start) * self.images / seconds, batches.seconds / seconds)
                 asked = processes.any(stop.asked)
                 due = recipe.recovery_interval and self.updates % recipe.recovery_interval == 0
                 if (asked or due) and done < self.steps:
@@ -219,6 +225,7 @@ class Run:
                     self._save()
                     if asked:
                         raise Interrupted(self.folder)
+        self.waited = batches.seconds / (time.perf_counter() - began)
         return self._mean_loss(total, self.steps)
 
     def backward(self, batches: Any, epoch: int, step: int) -> Tensor:

@@ -1,4 +1,5 @@
-"""Image folders: DIR/train/CLASS/*.jpg and DIR/validation/CLASS/*.jpg, through timm's transforms."""
+"""Pictures one by one, through timm's transforms: image folders (DIR/train/CLASS/*.jpg, DIR/validation/CLASS/*.jpg),
+data sets that timm opens, and in-memory sets with a policy such as RandAugment, which works on single pictures."""
 
 import signal
 from collections.abc import Iterator
@@ -6,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform
+from PIL import Image
+from timm.data import create_dataset, create_transform
 from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from ..errors import UserError
-from .data import Batch, fold_seed, seed_everything
+from .data import Batch, MemorySet, fold_seed, seed_everything
 from .recipe import Recipe
 
 
@@ -33,24 +36,85 @@ def _open(path: Path) -> ImageFolder:
         raise UserError(f'{path}: no class folders with images there (expected {path}/CLASS/IMAGE)') from None
 
 
-class FolderData:
-    """`Data` over image folders. An image's augmentation is a function of (seed, epoch, its number) alone."""
+class TimmSet(Dataset):
+    """Pictures and labels of a data set that timm names, such as ``torch/places365`` or ``hfds/OWNER/NAME``.
 
-    def __init__(
-        self, train: ImageFolder, val: ImageFolder, recipe: Recipe, config: dict[str, Any], device: torch.device
-    ) -> None:
+    Raises `UserError` for a name that timm doesn't know, data that isn't there, and sets without random access.
+    """
+
+    def __init__(self, recipe: Recipe, split: str) -> None:
+        name, root = recipe.dataset, recipe.data_dir
+        if name.partition('/')[0] in ('tfds', 'wds', 'hfids'):
+            raise UserError(
+                f'{name} can only be read from its start, so a run could not be resumed exactly; '
+                f'use hfds/, torch/ or folder'
+            )
+        if root is None:
+            raise UserError(f'{name} needs its folder: --data-dir DIR')
+        mode = 'L' if recipe.in_chans == 1 else 'RGB'
+        options = dict(split=split, download=recipe.dataset_download, input_img_mode=mode)
+        try:
+            found = create_dataset(name, root, is_training=split == recipe.train_split, **options)
+        except (OSError, RuntimeError, ValueError, AssertionError, ImportError) as error:
+            raise UserError(f'{name} cannot be read from {root}: {" ".join(str(error).split())}') from None
+        self.pictures, self.mode = found, mode
+        classes = getattr(found, 'classes', None) or getattr(getattr(found, 'reader', None), 'class_to_idx', None)
+        # Names where the set has them; else a look at every label would cost as much as an epoch.
+        self.classes = [str(c) for c in classes or range(recipe.num_classes or 0)]
+        if not self.classes:
+            raise UserError(f'{name} does not name its classes; say how many with --num-classes')
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        picture, label = self.pictures[number]
+        return picture.convert(self.mode), label
+
+
+class MemoryPictures(Dataset):
+    """The pictures of an in-memory set, for transforms that take them one by one."""
+
+    def __init__(self, images: MemorySet) -> None:
+        self.images, self.classes = images, images.classes
+
+    def __len__(self) -> int:
+        return len(self.images.labels)
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        pixels = self.images.images[number].permute(1, 2, 0).numpy()
+        return Image.fromarray(pixels.squeeze()), int(self.images.labels[number])
+
+
+class FolderData:
+    """`Data` over pictures one by one. An image's augmentation is a function of (seed, epoch, its number) alone.
+
+    ``train`` and ``val`` give pictures and labels by number, and have ``classes``.
+    """
+
+    def __init__(self, train: Any, val: Any, recipe: Recipe, config: dict[str, Any], device: torch.device) -> None:
         shared = {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')}
-        augment = create_transform(
+        small = isinstance(train, MemoryPictures)
+        stages = create_transform(
             **shared,
             is_training=True,
+            separate=True,
             hflip=recipe.hflip,
             scale=recipe.scale,
             ratio=recipe.ratio,
-            color_jitter=recipe.color_jitter,
+            color_jitter=None if small else recipe.color_jitter,
             auto_augment=recipe.aa,
             re_prob=recipe.reprob,
         )
-        self.train = _Images(train, augment, recipe.seed)
+        if small:  # the crop of in-memory sets, and no resizing but to the model's size
+            size = config['input_size'][-2:]
+            side = train.images.images.shape[-2:]
+            crop = [transforms.RandomCrop(side, padding=recipe.crop_pad), transforms.RandomHorizontalFlip(recipe.hflip)]
+            stages = (transforms.Compose([*crop, transforms.Resize(size)] if size != side else crop), *stages[1:])
+            shared['crop_pct'] = 1.0
+        self.train = _Images(train, transforms.Compose(stages), recipe.seed)
+        if recipe.val_img_size:
+            shared['input_size'] = (config['input_size'][0], recipe.val_img_size, recipe.val_img_size)
         self.val = _Images(val, create_transform(**shared), recipe.seed)
         self.classes = val.classes
         self.train_n, self.val_n = len(train), len(val)
@@ -87,7 +151,7 @@ class FolderData:
 
 
 class _Images(Dataset):
-    def __init__(self, files: ImageFolder, transform: Any, seed: int) -> None:
+    def __init__(self, files: Any, transform: Any, seed: int) -> None:
         self.files, self.transform, self.seed = files, transform, seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Any, int] | UserError:
@@ -96,7 +160,8 @@ class _Images(Dataset):
             image, label = self.files[number]
         except (OSError, ValueError, SyntaxError):  # PIL raises all three for damaged files
             # returned, since an exception from a worker process arrives wrapped in its traceback
-            return UserError(f'{self.files.samples[number][0]}: not a readable image; repair or remove it')
+            place = self.files.samples[number][0] if hasattr(self.files, 'samples') else f'image {number}'
+            return UserError(f'{place}: not a readable image; repair or remove it')
         seed_everything(self.seed, epoch, 2, number)
         return self.transform(image), label
 

@@ -3,7 +3,8 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -39,8 +40,27 @@ class StopSignal:
         self.asked = True
 
 
+class Waiting:
+    """``batches``, with the seconds that the loop waited for them; not for the first one, for which a loader starts."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self.batches, self.seconds, self.started = batches, 0.0, False
+
+    def __iter__(self) -> 'Waiting':
+        return self
+
+    def __next__(self) -> Any:
+        began = time.perf_counter()
+        batch = next(self.batches)
+        if self.started:
+            self.seconds += time.perf_counter() - began
+        self.started = True
+        return batch
+
+
 class Progress:
-    """A bar over the updates of one epoch with loss, images a second and time left; without a bar, lines of the log."""
+    """A bar over the updates of one epoch with loss, images a second, the part of the time that the loop waited for the
+    loader, and time left; without a bar, lines of the log."""
 
     def __init__(self, title: str, start: int, total: int, log: Callable[[str], None], bar: bool | None) -> None:
         self.title, self.total, self.log = title, total, log
@@ -56,10 +76,11 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
 
-    def report(self, done: int, loss: float, rate: float) -> None:
-        """``done`` updates of the epoch are done, at a mean ``loss`` and ``rate`` images a second."""
+    def report(self, done: int, loss: float, rate: float, wait: float) -> None:
+        """``done`` updates are done, at a mean ``loss`` and ``rate`` images a second; ``wait`` is a part of the time."""
+        text = f'loss {loss:.4f}, {rate:.0f} images/s, loader {wait:.0%}'
         if self.bar is not None:
-            self.bar.set_postfix_str(f'loss {loss:.4f}, {rate:.0f} images/s', refresh=False)
+            self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(done - self.bar.n)
         elif done < self.total:
-            self.log(f'{self.title}: update {done}/{self.total}, loss {loss:.4f}, {rate:.0f} images/s')
+            self.log(f'{self.title}: update {done}/{self.total}, {text}')

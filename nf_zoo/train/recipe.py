@@ -34,12 +34,15 @@ class Recipe:
     drop_path: float | None = _key(None, 'stochastic depth rate')
     device_modules: tuple[str, ...] | None = _key(None, "modules that timm's train.py imports first")
 
-    dataset: str = _key('cifar10', 'cifar10, cifar100, digits or folder')
+    dataset: str = _key(
+        'cifar10', 'cifar10, cifar100, fashion_mnist, digits, folder, or a set of timm (torch/..., hfds/...)'
+    )
     data_dir: str | None = _key(None, 'folder of the data set')
     dataset_download: bool = _key(False, 'let torchvision fetch the data set into data_dir')
     train_split: str = _key('train', 'folder data: subfolder of the training images')
     val_split: str = _key('validation', 'folder data: subfolder of the validation images')
     img_size: int | None = _key(None, "side of the model's input in pixels")
+    val_img_size: int | None = _key(None, 'folder data: side of the images in evaluation (that of training)')
     input_size: tuple[int, ...] | None = _key(None, "the model's input: channels height width")
     mean: Numbers | None = _key(None, 'mean of each channel, for pixels in 0..1')
     std: Numbers | None = _key(None, 'standard deviation of each channel, for pixels in 0..1')
@@ -55,8 +58,8 @@ class Recipe:
     scale: Numbers | None = _key(None, 'folder data: random resized crop, smallest and largest area')
     ratio: Numbers | None = _key(None, 'folder data: random resized crop, smallest and largest aspect ratio')
     color_jitter: float = _key(0.4, 'folder data: strength of the colour jitter')
-    aa: str | None = _key(None, 'folder data: AutoAugment or RandAugment policy')
-    reprob: float = _key(0.0, 'folder data: probability of random erasing')
+    aa: str | None = _key(None, 'AutoAugment or RandAugment policy')
+    reprob: float = _key(0.0, 'probability of random erasing')
     mixup: float = _key(0.0, 'mixup alpha; 0 is off')
     cutmix: float = _key(0.0, 'cutmix alpha; 0 is off')
     mixup_prob: float = _key(1.0, 'probability of mixup or cutmix for a batch')
@@ -146,7 +149,9 @@ class Recipe:
         return {k: v for k, v in self.as_dict().items() if k not in _NOT_THE_RESULT}
 
 
-OWN = frozenset('clip_sched crop_pad log_tensorboard train_sizes'.split())  # keys that timm's train.py hasn't
+OWN = frozenset(
+    'clip_sched crop_pad log_tensorboard train_sizes val_img_size'.split()
+)  # keys that timm's train.py hasn't
 _NOT_THE_RESULT = frozenset(
     'checkpoint_hist data_dir dataset_download device experiment log_interval log_tensorboard output '
     'recovery_interval resume workers'.split()
