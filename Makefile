@@ -2,7 +2,7 @@
 # make test [DATA=DIR]    lint, types and every test
 # make check              lint and types alone
 # make soak               every test, the slow ones and many more random examples too
-# make kit-test           install the runtimes of export/ (Debian's and npm's packages) and run their tests
+# make kit-test           install the runtimes of export/ (Debian's and npm's packages) and a mirror of the Hub, run their tests
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make golden             rewrite nf_zoo/models.json after a deliberate change
 # make results            write results/*.csv and README's table from the bundled weights
@@ -13,6 +13,7 @@ JOBS ?= 2
 DATA ?=
 FAMILY ?= *
 BIN := .venv/bin
+OLAH := .venv/olah
 
 # Named after the content and the place, not the time: a checkout or a copy of the folder changes the times.
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
@@ -43,6 +44,8 @@ soak: $(STAMP)
 
 kit-test: $(STAMP)
 	export/install.sh
+	@test -x $(OLAH)/bin/olah-cli || \
+		{ $(PYTHON) -m venv $(OLAH) && $(OLAH)/bin/python -m pip install --quiet --disable-pip-version-check olah; }
 	$(if $(DATA),NF_ZOO_DATA='$(abspath $(DATA))') $(BIN)/python -m pytest -q -m kit
 
 contract: $(STAMP)
