@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 from hub_client import TOKEN, connect, environment
 from hub_server import Fault, File, Hub, Repo, serve
 from hubs import NAME, TAG, full_disk, make_hub, make_model, one_line, toy
@@ -192,6 +193,45 @@ def test_what_was_fetched_is_there_when_the_hub_is_not(server: Hub, pauses: list
     fetch()
 
 
+def test_offline_only_the_cache_is_asked(
+    server: Hub, pauses: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from huggingface_hub import constants
+
+    put(server)
+    monkeypatch.setenv('NF_ZOO_HUB', 'hf://org')
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(UserError, match='no weights') as error:
+        weights.load(NAME, TAG)
+    assert one_line(error) and 'HF_HUB_OFFLINE' in caplog.text
+    with pytest.raises(UserError, match='HF_HUB_OFFLINE'):
+        publish()
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    fetch()
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+    server.requests.clear()
+    assert fetch() and timm.create_model(f'{NAME}.{TAG}', pretrained=True)
+    assert weights.load(NAME).tag == TAG and places.HfPlace('org').contents() == [f'{NAME}.{TAG}']
+    assert server.requests == []
+
+
+@pytest.mark.parametrize('bad', ['model.safetensors', 'config.json', 'manifest.json'])
+def test_a_bad_revision_leaves_the_good_copy_of_another(server: Hub, pauses: list[float], bad: str) -> None:
+    put(server)
+    good = fetch()
+    files = {name: File(data + b' ', name.endswith('.safetensors')) for name, data in toy().files.items()}
+    repo = server.repos[REPO]
+    repo.commit('main', {**repo.commits[repo.branches['main']], bad: files[bad]})
+    server.objects |= {file.sha256: file.data for file in files.values() if file.large}
+    if bad != 'manifest.json':  # whose last blank changes nothing
+        with pytest.raises(CheckFailed, match=bad) as error:
+            hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+        one_line(error)
+    assert hub.fetch(f'{NAME}.{TAG}', f'hf://org@{good.name}') == good
+    server.faults = [Fault('.*', 500, times=999)]
+    assert hub.verify(f'{NAME}.{TAG}', hub=f'hf://org@{good.name}').path == good
+
+
 # --- Writing ---
 
 
@@ -216,8 +256,8 @@ def test_a_commit_whose_answer_is_lost_is_not_made_twice(server: Hub, pauses: li
 )
 @pytest.mark.parametrize('where', ['POST .*create', 'POST .*preupload', 'POST .*batch', 'POST .*commit'])
 def test_a_refused_publish_is_one_line(server: Hub, pauses: list[float], where: str, status: int, word: str) -> None:
-    if 'create' in where and status == 409:
-        pytest.skip('it is there already: no refusal')
+    if 'create' in where and status == 409:  # it is there already, which is no refusal; so is what comes next
+        where = 'POST .*(create|preupload)'
     server.faults = [Fault(where, status, times=99)]
     with pytest.raises(UserError, match=word) as error:
         publish()

@@ -23,7 +23,8 @@ def open_folders(data_dir: str | None, *splits: str) -> tuple[ImageFolder, ...]:
     if data_dir is None:
         raise UserError('folder data needs --data-dir DIR, with train/ and validation/, one folder a class')
     found = tuple(_open(Path(data_dir) / split) for split in splits)
-    odd = sorted(set(found[0].classes).symmetric_difference(*(f.classes for f in found[1:])))
+    classes = [set(images.classes) for images in found]
+    odd = sorted(set.union(*classes) - set.intersection(*classes))
     if odd:
         raise UserError(f'{data_dir}: {" and ".join(splits)} differ in the classes {", ".join(odd[:5])}')
     return found

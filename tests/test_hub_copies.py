@@ -1,0 +1,170 @@
+"""Published weights that are published again: copied byte for byte, or with what was asked for changed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hub_client import connect
+from hub_server import serve
+from hubs import FACTS, NAME, contents_of, make_model, make_run, one_line
+from PIL import Image
+
+from nf_zoo import cli, hub, places, weights
+from nf_zoo.errors import CheckFailed, UserError
+
+
+@pytest.fixture
+def first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub on the search path with NAME.toy, published from a run."""
+    hub.publish(make_run(tmp_path / 'run'), tmp_path / 'first')
+    monkeypatch.setenv('NF_ZOO_HUB', str(tmp_path / 'first'))
+    return tmp_path / 'first'
+
+
+@pytest.mark.parametrize('name', [f'{NAME}.toy', NAME])
+def test_a_name_is_copied_byte_for_byte(first: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(hub.publish(name, tmp_path / 'second'))
+    assert contents_of(folder) == contents_of(first / f'{NAME}.toy') and 'curves.png' in contents_of(folder)
+    before = folder.stat().st_ino
+    assert hub.publish(name, tmp_path / 'second') == folder and folder.stat().st_ino == before
+    assert hub.verify(f'{NAME}.toy', hub=tmp_path / 'second')
+
+
+def test_the_bundled_weights_can_be_copied(tmp_path: Path) -> None:
+    folder = hub.publish(f'{NAME}.cifar10', tmp_path)
+    assert contents_of(Path(folder)) == contents_of(places.BUNDLED / f'{NAME}.cifar10')
+    assert hub.verify(f'{NAME}.cifar10', hub=tmp_path)
+
+
+def test_to_the_hub_and_back(first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub.utils import close_session
+
+    with serve() as server:
+        connect(server, tmp_path / 'hf', monkeypatch)
+        hub.publish(f'{NAME}.toy', 'hf://org')
+        hub.publish(f'{NAME}.toy', 'hf://org')
+        assert len(server.repos[f'org/{NAME}.toy'].commits) == 2
+        monkeypatch.setenv('NF_ZOO_HUB', 'hf://org')
+        hub.publish(f'{NAME}.toy', tmp_path / 'back')
+        close_session()
+    assert contents_of(tmp_path / 'back') == contents_of(first)
+
+
+def test_another_tag_type_or_licence(first: Path, tmp_path: Path) -> None:
+    folder = Path(hub.publish(f'{NAME}.toy', tmp_path / 'second', f'{NAME}.half', dtype='float16', license='mit'))
+    old, new = (json.loads((path / 'manifest.json').read_text()) for path in (first / f'{NAME}.toy', folder))
+    assert folder.name == f'{NAME}.half' and (new['dtype'], new['license']) == ('float16', 'mit')
+    for key in ('dataset', 'metrics', 'recipe', 'seed', 'epochs', 'hardware', 'num_classes', 'train_n'):
+        assert new[key] == old[key]
+    assert (folder / 'curves.png').read_bytes() == (first / f'{NAME}.toy' / 'curves.png').read_bytes()
+    loaded = weights.load(NAME, 'half', places.DirPlace(tmp_path / 'second'))
+    assert loaded.pretrained_cfg['label_names'] == ('a', 'b', 'c')
+    assert loaded.pretrained_cfg['mean'] == (0.1, 0.2, 0.3)
+    for key, value in make_model().state_dict().items():
+        assert torch.equal(loaded.state_dict[key], value.half())
+    kept = hub.publish(f'{NAME}.toy', tmp_path / 'third', tag='again')
+    assert json.loads((Path(kept) / 'manifest.json').read_text())['license'] == old['license']
+
+
+def test_what_is_no_name(first: Path, tmp_path: Path) -> None:
+    for source, word in (
+        (f'{NAME}.nowhere', 'no weights'),
+        ('no_such_run', 'no finished run'),
+        (f'{NAME}.t y', 'name'),
+    ):
+        with pytest.raises(UserError, match=word) as error:
+            hub.publish(source, tmp_path / 'second')
+        one_line(error)
+    with pytest.raises(UserError, match='not of nf_resnet20_cifar'):
+        hub.publish(f'{NAME}.toy', tmp_path / 'second', 'nf_resnet20_cifar.toy')
+    assert not (tmp_path / 'second').exists()
+
+
+def test_a_damaged_original_is_not_copied(first: Path, tmp_path: Path) -> None:
+    path = first / f'{NAME}.toy' / 'curves.png'
+    path.write_bytes(b'other')
+    with pytest.raises(CheckFailed, match=r'curves\.png'):
+        hub.publish(f'{NAME}.toy', tmp_path / 'second')
+    assert not (tmp_path / 'second').exists()
+
+
+def test_private_is_for_an_organization(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match='hf://ORG') as error:
+        hub.publish(make_model(), tmp_path / 'hub', tag='toy', private=True)
+    one_line(error)
+    assert not (tmp_path / 'hub').exists()
+
+
+def test_the_command(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    to = ['--to', str(tmp_path / 'second')]
+    assert cli.main(['publish', f'{NAME}.toy', *to, '--dry-run']) == 0 and not (tmp_path / 'second').exists()
+    assert capsys.readouterr().out == f'{tmp_path / "second" / NAME}.toy (dry run: nothing written)\n'
+    assert cli.main(['publish', str(tmp_path / 'run'), *to, '--name', f'{NAME}.mine']) == 0
+    assert capsys.readouterr().out == f'{tmp_path / "second" / NAME}.mine\n'
+
+
+def test_verify_measures_image_folders(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ('cat', 'dog'):
+        (tmp_path / 'data/validation' / name).mkdir(parents=True)
+        for i in range(3):
+            image = rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / 'data/validation' / name / f'{i}.png')
+    torch.manual_seed(0)
+    model = timm.create_model(NAME, depths=(1, 1, 1), num_classes=2).eval()
+    torch.nn.init.normal_(model.get_classifier().weight)
+    from nf_zoo.train import evaluate
+
+    measured = evaluate(model, 'folder', tmp_path / 'data')
+    assert measured['n'] == 6
+    facts = FACTS | {'dataset': 'folder', 'classes': ['cat', 'dog'], 'metrics': measured}
+    hub.publish(model, tmp_path / 'hub', f'{NAME}.pets', **facts)
+    assert hub.verify(f'{NAME}.pets', tmp_path / 'data', tmp_path / 'hub').measured == pytest.approx(measured)
+    hub.publish(model, tmp_path / 'hub', f'{NAME}.wrong', **facts | {'metrics': measured | {'top1': 101.0}})
+    with pytest.raises(CheckFailed, match='recorded'):
+        hub.verify(f'{NAME}.wrong', tmp_path / 'data', tmp_path / 'hub')
+    (tmp_path / 'data/validation/dog').rename(tmp_path / 'data/validation/wolf')
+    with pytest.raises(UserError, match='dog, wolf') as error:
+        hub.verify(f'{NAME}.pets', tmp_path / 'data', tmp_path / 'hub')
+    one_line(error)
+
+
+_PEAK = r"""
+import re
+import nf_zoo, timm
+from nf_zoo import hub
+def peak():  # of this program; getrusage has that of the one that started it
+    return int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) << 10
+timm.create_model('eunnet20_cifar')
+before = peak()
+hub.fetch('eunnet20_cifar.big')
+fetched = peak()
+timm.create_model('eunnet20_cifar.big', pretrained=True)
+print(fetched - before, peak() - before)
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux tells the peak of memory')
+def test_a_hub_of_a_gigabyte_needs_no_more_memory_than_the_model(tmp_path: Path) -> None:
+    """Fetching hashes in pieces; loading takes the bytes that were hashed, and the model that they become."""
+    model = timm.create_model(NAME, num_classes=1_000_000)
+    size = sum(p.numel() * 4 for p in model.parameters())
+    hub.publish(model, tmp_path, f'{NAME}.big')
+    for number in range((1 << 30) // size):
+        shutil.copytree(tmp_path / f'{NAME}.big', tmp_path / f'{NAME}.other{number}')
+    assert sum(p.stat().st_size for p in tmp_path.rglob('*.safetensors')) > 1 << 30
+    del model
+    env = os.environ | {'NF_ZOO_HUB': str(tmp_path)}
+    done = subprocess.run([sys.executable, '-c', _PEAK], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    fetched, loaded = map(int, done.stdout.split())
+    print(f'weights {size:,} bytes; fetch {fetched:,}, create_model {loaded:,} more at its peak')
+    assert fetched < 64 << 20 and loaded < 2.2 * size + (128 << 20)
