@@ -81,7 +81,7 @@ def hf_errors(repo: str) -> Iterator[None]:
 
     try:
         yield
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:  # hf-xet raises RuntimeError
+    except (HTTPError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:  # hf-xet: RuntimeError
         if isinstance(error, UserError | CheckFailed):
             raise
         raise _explained(error, repo) from None
@@ -98,6 +98,8 @@ def _explained(error: Exception, repo: str) -> UserError:
         why = f' ({_reason(cause)})' if isinstance(cause, Exception) else ''
         return Unreachable(f"{repo} is not in the cache and the Hub can't be reached{why}; try again online")
     said = _reason(error)
+    if isinstance(error, LookupError | TypeError):  # huggingface_hub misses something in the answer
+        return UserError(f"hf://{repo}: HF_ENDPOINT doesn't answer as a Hub does ({type(error).__name__}: {said})")
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(f"hf://{repo}: the Hub can't be asked while HF_HUB_OFFLINE is set; unset it")
     if isinstance(error, HfHubHTTPError):
