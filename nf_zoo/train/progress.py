@@ -77,7 +77,7 @@ class Progress:
             self.bar.close()
 
     def report(self, done: int, loss: float, rate: float, wait: float) -> None:
-        """``done`` updates are done, at a mean ``loss`` and ``rate`` images a second; ``wait`` is a part of the time."""
+        """``done`` updates are done, at a mean ``loss`` and ``rate`` images a second; ``wait`` is a part."""
         text = f'loss {loss:.4f}, {rate:.0f} images/s, loader {wait:.0%}'
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
