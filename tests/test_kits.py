@@ -121,6 +121,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pictures |= {'palette': picture.quantize(), 'grey': picture.convert('L')}
     for name, one in pictures.items():
         one.save(folder / f'{name}.png')
+    picture.save(folder / 'photograph.jpg', subsampling=0)
     return sorted(folder.iterdir())
 
 
@@ -163,7 +164,11 @@ def agree(model: torch.nn.Module, images: list[Path], rows: list[Answer]) -> Non
 
 @pytest.fixture(scope='session')
 def python_kit() -> tuple[list[Any], str]:
-    return [sys.executable, KITS / 'python' / 'classify.py'], 'onnx'
+    # As where PyTorch isn't installed.
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], {}, '__main__')"
+    )
+    return [sys.executable, '-c', code, KITS / 'python' / 'classify.py'], 'onnx'
 
 
 @pytest.fixture(scope='session')
@@ -218,6 +223,22 @@ def test_what_is_transparent_is_white(kit: Any, models: Any, files: Files, tmp_p
     agree(models('photos'), [path], answers([*command, files('photos', extension)], [path]))
 
 
+def turned(folder: Path) -> Path:
+    """A photograph that its EXIF data say lies on its side."""
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).resize((300, 200), Image.Resampling.BICUBIC).save(folder / 'turned.jpg', exif=exif)
+    return folder / 'turned.jpg'
+
+
+@pytest.mark.parametrize('kit', ['python', 'node'], indirect=True)
+def test_a_photograph_is_turned_upright(kit: Any, models: Any, files: Files, tmp_path: Path) -> None:
+    command, extension = kit
+    path = turned(tmp_path)
+    agree(models('photos'), [path], answers([*command, files('photos', extension)], [path]))
+
+
 def test_a_missing_file_is_said_in_a_line(kit: Any, tmp_path: Path) -> None:
     command, extension = kit
     run = subprocess.run([*command, tmp_path / f'none.{extension}', 'x.png'], capture_output=True, text=True)
@@ -251,7 +272,7 @@ def test_the_page_in_a_browser(page: str, models: Any, images: list[Path], tmp_p
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
     pixels[..., 3] = pixels[..., 3] // 128 * 255
     Image.fromarray(pixels).save(tmp_path / 'clear.png')
-    images = [*images, tmp_path / 'clear.png']
+    images = [*images, tmp_path / 'clear.png', turned(tmp_path)]
     command = [shutil.which('node'), KITS / 'browser' / 'test.js', page, tmp_path, *images]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr
