@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -95,21 +94,9 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .export import export_onnx
-    from .predict import load_model
+    from .export.command import export
 
-    model = load_model(args.name, args.pretrained)
-    report = export_onnx(
-        model,
-        args.output,
-        input_size=args.input_size,
-        dynamic_batch=not args.fixed_batch,
-        fold=args.fold,
-        tolerance=args.tolerance,
-    )
-    print(f'{args.output}: {report.bytes:,} bytes, {report.nodes} nodes')
-    print('  '.join(f'{op} {count}' for op, count in report.ops.items()))
-    print(f'largest difference from PyTorch: {report.max_abs_diff:.1e}')
+    export(args)
 
 
 def _signal(args: argparse.Namespace) -> None:
@@ -188,13 +175,9 @@ def _predict_options(add: Callable[..., Any]) -> None:
 
 
 def _export_options(add: Callable[..., Any]) -> None:
-    add('name', **NAME)
-    add('-o', '--output', type=Path, required=True, metavar='FILE.onnx', help='the file to write')
-    add('--pretrained', action='store_true', help='with the pretrained weights; random ones otherwise')
-    add('--no-fold', dest='fold', action='store_false', help="keep the method's graph instead of folding it")
-    add('--input-size', type=_count, nargs=3, metavar=('C', 'H', 'W'), help="channels and pixels (the model's own)")
-    add('--fixed-batch', action='store_true', help='batches of one image only')
-    add('--tolerance', type=float, default=1e-4, metavar='X', help='largest difference from PyTorch allowed (1e-4)')
+    from .export.command import options
+
+    options(add, _count)
 
 
 def _signal_options(add: Callable[..., Any]) -> None:
@@ -226,7 +209,7 @@ COMMANDS: dict[str, tuple[str, str, Callable[..., None] | None, Callable[..., in
     'predict': ('classify image files', 'nf-zoo predict eunnet20_cifar cat.png', _predict_options, _predict),
     **HUB_COMMANDS,
     'export': (
-        'write an ONNX file and check it against PyTorch',
+        'write an ONNX, TorchScript or other file and check it against PyTorch',
         'nf-zoo export eunnet20_cifar --pretrained -o eunnet20_cifar.onnx',
         _export_options,
         _export,

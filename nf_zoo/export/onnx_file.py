@@ -1,0 +1,153 @@
+"""Export to ONNX."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, nearest
+from .case import Case, ExportReport, extra
+from .images import Images
+from .norms import for_onnx
+
+OPSET = 20
+ONNX_LIMIT = 2**31 - 1  # bytes of a protobuf message
+TOLERANCE = {'float32': 1e-4, 'float16': 1e-2, 'int8': 0.25}
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    input_size: Sequence[int] | None = None,
+    dynamic_batch: bool = True,
+    dynamic_size: bool = False,
+    fold: bool = True,
+    dtype: str = 'float32',
+    calibration: str | Path | None = None,
+    images: str | Path | None = None,
+    tolerance: float | None = None,
+) -> ExportReport:
+    """Write ``model`` as one ONNX file: from 'input' (N, C, H, W) to 'output', or to 'output_0' ... of a feature list.
+
+    Input and outputs are float32 whatever ``dtype`` is. The file has the class names and how to prepare an image in its
+    metadata (JSON values).
+
+    Args:
+        model: Any timm model in float32 and eval mode; a copy is exported.
+        path: File to write; it is replaced only when all checks hold.
+        input_size: Channels, height and width in pixels; those of the model's cfg by default.
+        dynamic_batch: Let N vary; else it is 1.
+        dynamic_size: Let H and W vary.
+        fold: Export ``nf_zoo.fold(model)``.
+        dtype: 'float32'; 'float16' for weights of half the size, with which is computed in float32; 'int8' for static
+            quantisation by ONNX Runtime, weights per channel.
+        calibration: Folder of images, from which the ranges of the activations are taken; for 'int8' alone.
+        images: Folder of images for the comparison with PyTorch; ``calibration`` by default, noise if there is none.
+            Subfolders named like the classes give the accuracy before and after.
+        tolerance: Largest difference of an output in ONNX Runtime from the original network, as a part of the largest
+            output or, where that is below 1, absolutely. By default 1e-4, for 'float16' 0.01, for 'int8' 0.25.
+
+    Raises:
+        UserError: a size or model that can't be exported, an unwritable path, or the extra 'export' is missing.
+        CheckFailed: the exported network differs by more than ``tolerance``.
+    """
+    onnx, runtime, _ = (extra(name) for name in ('onnx', 'onnxruntime', 'onnxscript'))
+    if dtype not in TOLERANCE:
+        raise UserError(f"dtype='{dtype}': use one of {', '.join(TOLERANCE)}{nearest(str(dtype), TOLERANCE)}")
+    if (dtype == 'int8') != (calibration is not None):
+        raise UserError('a folder of images for calibration goes with int8, and int8 needs one')
+    tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
+    images = calibration if images is None else images
+    case = Case(model, path, input_size, fold, tolerance, images, dynamic_batch, dynamic_size)
+    # A convolution of what is normalised has a range that is the same for every image, and fits 8 bits.
+    network = for_onnx(case.network, commute=dtype != 'int8') if hasattr(case.network, 'is_folded') else case.network
+    proto = _to_onnx(case, network, dynamic_batch, dynamic_size)
+    if dtype == 'float16':
+        _halve(proto)
+    elif calibration is not None:
+        from .int8 import quantized
+
+        proto = quantized(proto, Images(calibration, case.facts), network is not case.network)
+    if proto.ByteSize() > ONNX_LIMIT:
+        raise UserError(f'the ONNX file would have {proto.ByteSize():,} bytes; the format ends at {ONNX_LIMIT:,}')
+    facts = case.facts | {'dtype': dtype}
+    onnx.helper.set_model_props(proto, {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
+    data = proto.SerializeToString()
+    onnx.checker.check_model(data, full_check=True)
+    ops = Counter(node.op_type for node in proto.graph.node)
+    return case.finish(data, ops, _runner(runtime, data))
+
+
+def _runner(runtime: Any, data: bytes) -> Callable[[Tensor], list[Tensor]]:
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors alone: the user can't do anything about a warning
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
+    return lambda x: [torch.from_numpy(y) for y in session.run(None, {'input': x.numpy()})]
+
+
+def _to_onnx(case: Case, network: nn.Module, dynamic_batch: bool, dynamic_size: bool) -> Any:
+    """The network as an ONNX ModelProto, without the exporter's stack traces: they name the user's folders."""
+    names = ['output'] if len(case.expected[0]) == 1 else [f'output_{i}' for i in range(len(case.expected[0]))]
+    vary = {0: 'batch'} if dynamic_batch else {}
+    if dynamic_size:
+        vary |= {2: 'height', 3: 'width'}
+    try:
+        program = torch.onnx.export(
+            network,
+            (case.inputs[0],),
+            dynamo=True,
+            verbose=False,
+            opset_version=OPSET,
+            input_names=['input'],
+            output_names=names,
+            dynamic_shapes=({i: torch.export.Dim(name) for i, name in vary.items()},) if vary else None,
+            custom_translation_table={torch.ops.aten.mean.dim: _mean},
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise case.refuse(error) from None
+    assert program is not None
+    proto = program.model_proto
+    graph = proto.graph
+    for item in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        item.ClearField('metadata_props')
+        item.ClearField('doc_string')
+    return proto
+
+
+def _mean(x, dim: Sequence[int], keepdim: bool = False, dtype: int = -1):  # type: ignore[no-untyped-def]
+    """Means of each channel as a pooling, which ONNX Runtime does where its convolutions leave the features."""
+    from onnxscript import opset20 as op
+
+    rank = len(x.shape)
+    axes = sorted(d % rank for d in dim)
+    if axes != list(range(2, rank)) or dtype != -1:
+        return op.ReduceMean(x, op.Constant(value_ints=axes), keepdims=keepdim)
+    y = op.GlobalAveragePool(x)
+    return y if keepdim else op.Flatten(y)
+
+
+def _halve(proto: Any) -> None:
+    """Store weights in float16, each with a Cast to what it was."""
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = proto.graph
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:
+            name = tensor.name
+            with np.errstate(over='ignore'):
+                half = numpy_helper.to_array(tensor).astype(np.float16)
+            if not np.isfinite(half).all():
+                raise UserError(f"{name} has weights above float16's largest, {np.finfo(np.float16).max}; use float32")
+            tensor.CopyFrom(numpy_helper.from_array(half, f'{name}_half'))
+            casts.append(helper.make_node('Cast', [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
