@@ -225,4 +225,6 @@ def _manifest_sha256(name: str | None, tag: str | None, sha256: str) -> str | No
         folder = weights.open_folder(found) if found else None
     except (UserError, CheckFailed, OSError):  # the export doesn't depend on a hub
         return None
-    return folder.sha256 if folder and folder.manifest['sha256'] == sha256 else None
+    if folder is None or folder.manifest['sha256'] != sha256:
+        return None
+    return hashlib.sha256(folder.manifest_bytes).hexdigest()

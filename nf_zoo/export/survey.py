@@ -54,8 +54,11 @@ def survey(args: argparse.Namespace, kind: str, names: Sequence[str], folder: Pa
 
 @torch.no_grad()
 def randomize(model: nn.Module) -> None:
-    """Give scalars, gains and biases other values than the 0 and 1 they start with, which would hide mistakes."""
+    """Give what starts as 0 or 1 (scalars, gains, biases, the classifier) other values: those would hide mistakes."""
     generator = torch.Generator().manual_seed(0)
+    linear = {f'{name}.weight' for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for name, parameter in model.named_parameters():
-        if not name.endswith('weight') or parameter.ndim == 1:
+        if name in linear:
+            parameter.normal_(std=parameter.shape[1] ** -0.5, generator=generator)
+        elif not name.endswith('weight') or parameter.ndim == 1:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
