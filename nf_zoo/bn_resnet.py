@@ -16,6 +16,7 @@ at the branch's end. An image's logits depend on its batch in training mode, as 
 """
 
 from collections import OrderedDict
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from .layout import Layout, Site, cifar, cifar_wide, cifar_wide_basic, conv_shape
 from .net import PadShortcut, ResNet, drop_path, squeeze_excite
+from .plain import PostBlock, PreBlock, affine, normed
 from .registry import CIFAR, register
 
 
@@ -54,6 +56,12 @@ class BNBlock(nn.Module):
         if self.attn is not None:
             f = 2 * self.attn(f)
         return (h + self.drop_path(f)).relu_()
+
+    def fuse(self) -> PostBlock:
+        """The block at inference: BN in the convolutions."""
+        plain = deepcopy(self)
+        convs = normed(plain.conv1, plain.bn1), normed(plain.conv2, plain.bn2), None
+        return PostBlock(convs, plain.downsample, plain.attn, gain=1.0 if self.attn is None else 2.0)
 
 
 class BNPreBlock(nn.Module):
@@ -88,6 +96,15 @@ class BNPreBlock(nn.Module):
         if self.attn is not None:
             f = 2 * self.attn(f)
         return self.downsample(z) + self.drop_path(f)
+
+    def fuse(self) -> PreBlock:
+        """The block at inference: BN in the convolutions before it, the first as one of its own."""
+        plain = deepcopy(self)
+        conv1, conv2, conv3 = normed(plain.conv1, plain.bn2), plain.conv2, plain.conv3
+        if plain.bn3 is not None:
+            conv2 = normed(conv2, plain.bn3)
+        gain = 1.0 if self.attn is None else 2.0
+        return PreBlock((conv1, conv2, conv3), plain.downsample, plain.attn, gain=gain, affine=affine(plain.bn1))
 
 
 class BNResNet(ResNet):

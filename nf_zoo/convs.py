@@ -76,6 +76,10 @@ class AffineConv2d(FactorConv2d):
         """factor * conv(x + pre) + post: a scalar, and biases that are one scalar or have one for each channel."""
         return self.affine(x, factor, pre, post)
 
+    def fuse(self) -> nn.Module:
+        """The plain convolution without the arguments, which are the block's."""
+        return plain_conv(self, self.weight, self.bias)
+
     def affine(self, x: Tensor, factor: Tensor | None, pre: Tensor | None, post: Tensor | None) -> Tensor:
         weight, bias = self.scaled(factor)
         if pre is not None:

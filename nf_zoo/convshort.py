@@ -17,6 +17,7 @@ thereby the layer. Squeeze-and-excite stands after the last convolution.
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from .errors import UserError, nearest
 from .layout import Site, cifar_wide, cifar_wide_basic, conv_shape, imagenet, imagenet_basic
 from .net import ResNet, drop_path, squeeze_excite
+from .plain import PreBlock
 from .registry import CIFAR, IMAGENET, register
 
 C = 0.5**0.5
@@ -72,6 +74,13 @@ class IdShortBlock(nn.Module):
         if self.attn is not None:
             f = 2 * self.attn(f)
         return self.c * (h + self.drop_path(f))
+
+    def fuse(self) -> PreBlock:
+        """The block at inference: c in the last convolutions, as the identity's factor where that is the shortcut."""
+        plain = deepcopy(self)
+        convs = plain.conv1, plain.conv2, plain.conv3
+        skip = self.c if self.downsample is not None else self.identity(plain.conv1.weight.new_tensor(self.c))
+        return PreBlock(convs, plain.downsample, plain.attn, skip, self.c if self.attn is None else 2 * self.c)
 
 
 class LearnScalarBlock(IdShortBlock):

@@ -20,13 +20,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .convs import WSConv2d
-from .dm_nf_resnet import ALPHA, DMNFResNet, GammaAct
+from .dm_nf_resnet import ALPHA, DMNFResNet, GammaAct, fuse_gamma
 from .layout import Site, regnet
 from .net import drop_path, pooled_projection, shortcut, squeeze_excite
 from .nf_regnet import SIZES
+from .plain import PreBlock, attended
 from .registry import IMAGENET, register
 
 
@@ -62,6 +64,14 @@ class DMRegBlock(nn.Module):
             f = 2 * self.attn(f)
         f = self.conv3(self.act(f))
         return h + self.alpha * self.skip_gain * self.drop_path(f)
+
+    def fuse(self) -> PreBlock:
+        """The block at inference: gamma and beta in the convolutions behind them, alpha g in the last one."""
+        plain, gamma = reparameterize_model(self), self.act.gamma
+        fuse_gamma(plain.attn)
+        convs = plain.conv1, attended(plain.conv2, plain.attn, 2), plain.conv3
+        gain = self.alpha * self.skip_gain
+        return PreBlock(convs, plain.downsample, gain=gain, act=nn.SiLU, gamma=gamma, beta=self.beta)
 
 
 class DMNFRegNet(DMNFResNet):

@@ -22,11 +22,13 @@ from typing import Any
 
 import torch
 from timm.layers import get_act_layer
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .convs import GAMMA, WSConv2d
 from .layout import Layout, Site, conv_shape, imagenet
 from .net import ResNet, drop_path, shortcut, squeeze_excite
+from .plain import PreBlock, scale_input
 from .registry import IMAGENET, register
 
 ALPHA = 0.2
@@ -42,6 +44,14 @@ class GammaAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.gamma * self.act(x)
+
+
+@torch.no_grad()
+def fuse_gamma(attn: Any) -> None:
+    """Move gamma inside squeeze-and-excite, if there is one, into the layer behind it."""
+    if attn is not None:
+        scale_input(attn.fc2, attn.act.gamma)
+        attn.act = attn.act.act
 
 
 class DMBlock(nn.Module):
@@ -73,6 +83,14 @@ class DMBlock(nn.Module):
         if self.attn is not None:
             f = 2 * self.attn(f)
         return h + self.alpha * self.skip_gain * self.drop_path(f)
+
+    def fuse(self) -> PreBlock:
+        """The block at inference: gamma and beta in the convolutions behind them, alpha g in the last one."""
+        plain, act = reparameterize_model(self), self.act
+        fuse_gamma(plain.attn)
+        convs, gain = (plain.conv1, plain.conv2, plain.conv3), self.alpha * self.skip_gain
+        gain = gain if self.attn is None else 2 * gain
+        return PreBlock(convs, plain.downsample, plain.attn, gain=gain, gamma=act.gamma, beta=self.beta)
 
 
 class DMNFResNet(ResNet):

@@ -19,12 +19,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .convs import AffineConv2d
 from .foreign import resnet_names
 from .layout import Layout, Site, cifar, conv_shape, imagenet, imagenet_basic
 from .net import Bias, ResNet, biased_stem, drop_path, shortcut, squeeze_excite
+from .plain import PostBlock, biased, projection
 from .registry import CIFAR, IMAGENET, register
 
 
@@ -72,6 +74,19 @@ class FixupBlock(nn.Module):
         if self.attn is not None:
             f = 2 * self.scale * self.attn(f) + b
         return (h + self.drop_path(f)).relu_()
+
+    def fuse(self) -> PostBlock:
+        """The block at inference: s and the biases in the convolutions, a bias before padding as what is padded."""
+        plain, third, b = reparameterize_model(self), None, self.bias2b
+        conv1 = biased(plain.conv1, self.bias1a, self.bias1b)
+        conv2 = biased(plain.conv2, self.bias2a, None if plain.conv3 is None else b)
+        if plain.conv3 is not None:
+            third, b = biased(plain.conv3, self.bias3a), self.bias3b
+        h = plain.downsample
+        if h is not None:
+            h = biased(projection(h, conv1), self.bias1a)
+        gain = self.scale if self.attn is None else 2 * self.scale
+        return PostBlock((conv1, conv2, third), h, plain.attn, gain=gain, shift=b)
 
 
 class FixupResNet(ResNet):

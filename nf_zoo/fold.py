@@ -1,30 +1,35 @@
 """Folding: a copy of a network for inference, in which every constant is a part of a plain convolution's weight."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import TypeAlias
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
-from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models import FeatureDictNet
+from timm.models.nfnet import GammaAct, NormFreeBlock, NormFreeNet
 from timm.utils.model import reparameterize_model
-from torch import Tensor, nn
+from torch import nn
 
-from .convs import InputNormConv2d, WeightConv2d, plain_conv, standardized
+from .convs import InputNormConv2d, WeightConv2d
 from .errors import UserError
-from .net import ResNet
-from .plain import PlainBlock, scale_output
-
-TimmStdConv: TypeAlias = StdConv2d | StdConv2dSame | ScaledStdConv2d | ScaledStdConv2dSame
+from .net import Bias, ResNet
+from .plain import PlainBlock, PreBlock, add_bias, affine, normed, scale_input, scale_output, then_affine
+from .timm_blocks import StdConv, plain_act, plain_block, plain_std_conv
 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """Return an equivalent network of plain convolutions, in eval mode; ``model`` stays as it is.
 
-    Normalised weights become plain ones, and constant factors go into the convolutions next to them, also across
-    blocks. Logits, and the features at the stem and at the end of every stage, are those of ``model``: equal up to
-    rounding. EUNNet keeps its normalisation of activations. Of families whose blocks have no ``fuse`` yet, and of other
-    timm models, only the convolutions with standardised weight are folded.
+    Normalised weights become plain ones; constants, scalars, biases and batch normalization go into the convolutions
+    next to them, also across blocks. Logits, and the features at the stem and at the end of every stage, are those of
+    ``model``: equal up to rounding. EUNNet keeps its normalisation of activations. timm's own networks with
+    standardised weights can be folded too.
+
+    What can't be moved exactly stays, as a parameter: a learned scalar behind squeeze-and-excite, a factor <= 0 of an
+    identity shortcut, a bias per channel before zero padding, a factor or bias behind a feature level.
 
     Raises:
         UserError: not a model that has anything to fold.
@@ -32,27 +37,127 @@ def fold(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         kind = 'a TorchScript module' if isinstance(model, torch.jit.ScriptModule) else type(model).__name__
         raise UserError(f"can't fold {kind}; give the PyTorch model itself, as timm.create_model returns it")
-    known = ResNet | WeightConv2d | InputNormConv2d | PlainBlock | TimmStdConv
-    if not any(isinstance(m, known) or hasattr(m, 'is_folded') for m in model.modules()):
+    known = ResNet | WeightConv2d | InputNormConv2d | PlainBlock | StdConv
+    if not any(isinstance(m, known) or hasattr(m, 'fuse') or hasattr(m, 'is_folded') for m in model.modules()):
         raise UserError(
             f'{type(model).__name__} has nothing to fold: neither a model of nf_zoo nor standardised weights'
         )
     root = nn.ModuleList([deepcopy(model)])
     reparameterize_model(root, inplace=True)
-    for name, module in list(root.named_modules(remove_duplicate=False)):
-        if isinstance(module, TimmStdConv):
-            root.set_submodule(name, _plain(module))
-    for module in list(root.modules()):
-        if isinstance(module, nn.Sequential):
-            blocks = [block for block in module if isinstance(block, PlainBlock)]
-            if blocks and len(blocks) == len(module):
-                _drop_skip_factors(blocks, _conv_before(module, root))
+    _replace(root, StdConv, plain_std_conv)
+    _replace(root, NormFreeBlock, plain_block)
+    stems: dict[nn.Module, nn.Conv2d | None] = {}
+    for net in list(root.modules()):
+        if isinstance(net, ResNet | NormFreeNet | FeatureDictNet):
+            path = list(_path(net))
+            for step, following in pairwise(path):
+                _fold_step(step, following)
+            if isinstance(net, ResNet):
+                for step in path:
+                    if type(step.module) is nn.BatchNorm2d:
+                        step.replace(affine(step.module))
+            first = next((i for i, step in enumerate(path) if _is_stage(step.module)), 0)
+            stems[path[first].module] = _conv_before(path[:first])
+    for stage in root.modules():
+        if _is_stage(stage):
+            blocks: Any = list(stage.children())
+            _drop_affines(blocks)
+            _drop_skip_factors(blocks, stems.get(stage))
     folded = root[0].eval()
     folded.is_folded = True  # type: ignore[assignment]
     return folded
 
 
-def _drop_skip_factors(blocks: Sequence[PlainBlock], before: nn.Module | None) -> None:
+def _replace(root: nn.Module, kind: Any, convert: Callable[[Any], nn.Module]) -> None:
+    for name, module in list(root.named_modules(remove_duplicate=False)):
+        if isinstance(module, kind):
+            root.set_submodule(name, convert(module))
+
+
+# ---- what runs before and behind the blocks
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A module of a network that runs its modules in a row. ``tapped``: its output is a feature level."""
+
+    parent: nn.Module
+    name: str
+    tapped: bool = True
+
+    @property
+    def module(self) -> nn.Module:
+        return self.parent.get_submodule(self.name)
+
+    def replace(self, module: nn.Module) -> None:
+        setattr(self.parent, self.name, module)
+
+
+def _path(net: ResNet | NormFreeNet | FeatureDictNet) -> Iterator[_Step]:
+    if isinstance(net, FeatureDictNet):
+        yield from (_Step(net, name, name in net.return_layers) for name in net)
+        return
+    tap = net.stem_tap if isinstance(net, ResNet) else net.stem_feat_idx
+    for i, (name, _) in enumerate(net.stem.named_children()):
+        yield _Step(net.stem, name, i == tap)
+    for name, _ in net.stages.named_children():
+        yield _Step(net.stages, name)
+    yield _Step(net, 'final_conv')
+    if isinstance(net.final_act, nn.Sequential):
+        for name, _ in net.final_act.named_children():
+            yield _Step(net.final_act, name)
+    else:
+        yield _Step(net, 'final_act')
+
+
+def _fold_step(step: _Step, following: _Step) -> None:
+    """Move what one of two neighbours does besides into the convolution that the other is."""
+    module, after = step.module, following.module
+    if step.tapped:
+        return
+    if isinstance(module, GammaAct) and isinstance(after, nn.Conv2d):
+        scale_input(after, module.gamma)
+        step.replace(plain_act(module)(inplace=module.inplace))
+    if not isinstance(module, nn.Conv2d):
+        return
+    if type(after) is nn.BatchNorm2d:
+        step.replace(normed(module, after))
+        following.replace(nn.Identity())
+    elif isinstance(after, Bias):
+        add_bias(module, after.bias)
+        following.replace(nn.Identity())
+    elif _is_stage(after):
+        block: Any = after.get_submodule('0')
+        if isinstance(block, PreBlock) and block.affine is not None:
+            then_affine(module, block.affine)
+            block.affine = None
+
+
+def _is_stage(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and len(module) > 0 and all(isinstance(m, PlainBlock) for m in module)
+
+
+def _conv_before(path: Sequence[_Step]) -> nn.Conv2d | None:
+    """The convolution that the end of ``path`` comes from, if it may be rescaled."""
+    for step in reversed(path):
+        module = step.module
+        if step.tapped or not isinstance(module, nn.Conv2d | nn.ReLU | nn.MaxPool2d | nn.Identity):
+            return None
+        if isinstance(module, nn.Conv2d):
+            return module
+    return None
+
+
+# ---- what runs from block to block
+
+
+def _drop_affines(blocks: Sequence[PlainBlock]) -> None:
+    for block, following in pairwise(blocks):
+        if isinstance(following, PreBlock) and following.affine is not None and block.absorb_affine(following.affine):
+            following.affine = None
+
+
+def _drop_skip_factors(blocks: Sequence[PlainBlock], before: nn.Conv2d | None) -> None:
     """Rescale what runs between the blocks so that identity shortcuts need no factor; the last output stays.
 
     ``before``: the convolution that the first block's input comes from, if that input may be rescaled too.
@@ -63,25 +168,3 @@ def _drop_skip_factors(blocks: Sequence[PlainBlock], before: nn.Module | None) -
     scale = blocks[0].absorb(scale, fixed=before is None)
     if before is not None:
         scale_output(before, 1 / scale)
-
-
-def _conv_before(stage: nn.Sequential, root: nn.Module) -> nn.Module | None:
-    """The stem's convolution, if ``stage`` is the first one and the stem's output is no feature level."""
-    nets = [m for m in root.modules() if isinstance(m, ResNet) and m.stages[0] is stage and m.stem_tap < 0]
-    return nets[0].get_submodule('stem.conv') if nets else None
-
-
-def _plain(conv: TimmStdConv) -> nn.Conv2d:
-    """The convolution with the standardised weight as its weight."""
-    plain = plain_conv(conv, _standardized(conv), conv.bias)
-    if not getattr(conv, 'same_pad', False):
-        return plain
-    shape = conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, 0, conv.dilation, conv.groups
-    same = nn.utils.skip_init(Conv2dSame, *shape).train(conv.training)
-    same.weight, same.bias = plain.weight, plain.bias
-    return same
-
-
-def _standardized(conv: TimmStdConv) -> Tensor:
-    gain = (conv.gain * conv.scale).view(-1) if isinstance(conv, ScaledStdConv2d | ScaledStdConv2dSame) else None
-    return standardized(conv.weight, gain, conv.eps)

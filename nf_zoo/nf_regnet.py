@@ -20,12 +20,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import make_divisible
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .convs import GAMMA, ScaledStdConv2d
 from .layout import Site, regnet
 from .net import drop_path, pooled_projection, shortcut, squeeze_excite
 from .nf_resnet import ALPHA, NFResNet, owned
+from .plain import PreBlock, attended
 from .registry import IMAGENET, register
 
 
@@ -61,6 +63,12 @@ class NFRegBlock(nn.Module):
             f = 2 * self.attn(f)
         f = self.conv3(F.silu(f))
         return torch.add(h, self.drop_path(f), alpha=self.alpha)
+
+    def fuse(self) -> PreBlock:
+        """The block at inference: the constants in the convolutions before them."""
+        plain = reparameterize_model(self)
+        convs = plain.conv1, attended(plain.conv2, plain.attn, 2), plain.conv3
+        return PreBlock(convs, plain.downsample, gain=self.alpha, act=nn.SiLU)
 
 
 class NFRegNet(NFResNet):

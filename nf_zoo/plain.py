@@ -1,10 +1,19 @@
-"""Plain residual blocks: what folding leaves of a method's, and how constant factors move from part to part of them."""
+"""Plain residual blocks: what folding leaves of a method's, and how constants move from part to part of them."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
+from timm.layers import EcaModule, EffectiveSEModule, SEModule
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .convs import InputNormConv2d, plain_conv, standardize
-from .net import PadShortcut
+from .net import Bias, PadShortcut
+
+Act = Callable[..., nn.Module]
+Convs = tuple[nn.Module, nn.Module, nn.Module | None]
 
 
 class Standardize(nn.Module):
@@ -22,105 +31,300 @@ class Standardize(nn.Module):
         return f'norm={self.norm}'
 
 
+class Fill(nn.ConstantPad2d):
+    """Padding with a constant that is a part of the state_dict: the operator wants a number, not a tensor."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.value, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.value = float(state)
+
+
+class Scale(nn.Module):
+    """gain x, with one gain: what stays of a factor that nothing can take up."""
+
+    def __init__(self, gain: Tensor):
+        super().__init__()
+        self.gain = nn.Parameter(gain.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+# ---- moving constants
+
+
+def squeeze_conv(module: nn.Module) -> nn.Module | None:
+    """The first layer of squeeze-and-excite or its like, which sees the input's mean; None for other modules."""
+    if isinstance(module, SEModule):
+        return module.fc1
+    if isinstance(module, EffectiveSEModule):
+        return module.fc
+    return module.get_submodule('conv') if type(module) is EcaModule else None
+
+
 def scale_output(module: nn.Module, factor: float | Tensor) -> None:
-    """Let ``module``, a convolution or a sequence that ends with one, give ``factor`` times what it gave."""
-    conv = module[-1] if isinstance(module, nn.Sequential) else module
-    assert isinstance(conv, nn.Conv2d)
-    conv.weight.mul_(factor)
-    if conv.bias is not None:
-        conv.bias.mul_(factor)
+    """Let ``module`` give ``factor`` times what it gave: a scalar or, for convolutions, one (out, 1, 1, 1) per channel.
 
-
-def scale_input(module: nn.Module, factor: float | Tensor) -> None:
-    """Let ``module``, a convolution or a normalisation, give for x what it gave for ``factor`` x (positive)."""
-    if isinstance(module, Standardize | InputNormConv2d):
-        # (c x - c mean) / sqrt(c^2 var + eps). What is divided by its norm ('l2') has no eps and no scale.
-        module.eps /= float(factor) ** 2
+    ``module``: a convolution, or a sequence that ends with one or with squeeze-and-excite (``factor`` not 0 then).
+    """
+    if isinstance(module, nn.Sequential):
+        squeeze = squeeze_conv(module[-1])
+        scale_output(module[-1] if squeeze is None else module[:-1], factor)
+        if squeeze is not None:
+            scale_input(squeeze, 1 / factor)
+    elif isinstance(module, Scale):
+        module.gain.mul_(factor)
     else:
         assert isinstance(module, nn.Conv2d)
         module.weight.mul_(factor)
+        if module.bias is not None:
+            module.bias.mul_(factor.flatten() if isinstance(factor, Tensor) else factor)
+
+
+def scale_input(module: nn.Module, factor: float | Tensor) -> None:
+    """Let ``module`` give for x what it gave for ``factor`` x (positive).
+
+    ``module``: a convolution, a normalisation, or a sequence with one behind pooling, padding and biases.
+    """
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            if isinstance(part, Bias):
+                part.bias.div_(factor)
+            elif isinstance(part, Fill):
+                part.value /= float(factor)
+            elif isinstance(part, nn.Conv2d):
+                return scale_input(part, factor)
+    elif isinstance(module, Standardize | InputNormConv2d):
+        # (c x - c mean) / sqrt(c^2 var + eps). What is divided by its norm ('l2') has no eps and no scale.
+        module.eps /= float(factor) ** 2
+    else:
+        assert isinstance(module, nn.Conv1d | nn.Conv2d)
+        module.weight.mul_(factor)
+
+
+def add_bias(module: nn.Module, bias: Tensor) -> None:
+    """Let ``module``, a convolution or a sequence that ends with one, add ``bias`` (1,) or (out,) to what it gave."""
+    conv = module[-1] if isinstance(module, nn.Sequential) else module
+    assert isinstance(conv, nn.Conv2d)
+    bias = bias.detach().to(conv.weight.dtype).expand(conv.out_channels)
+    conv.bias = nn.Parameter(bias.clone() if conv.bias is None else conv.bias.detach() + bias)
+
+
+@torch.no_grad()
+def biased(conv: nn.Module, before: Tensor, after: Tensor | None = None) -> nn.Module:
+    """conv(x + before) + after, of plain parts; ``before`` is (1,) or (in,), ``conv`` is changed.
+
+    A bias before the convolution goes into its own where nothing is padded. Where zeros are padded, which have no bias,
+    one for all channels becomes a padding with minus that bias, and one for each channel stays a sum.
+    """
+    if after is not None:
+        add_bias(conv, after)
+    assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
+    if any(conv.padding) and before.numel() > 1:
+        bias = Bias(before.numel(), device=before.device, dtype=before.dtype)
+        bias.bias.copy_(before)
+        return nn.Sequential(OrderedDict(bias=bias, conv=conv)).train(conv.training)
+    add_bias(conv, (conv.weight * before.view(1, -1, 1, 1)).sum((1, 2, 3)))
+    if not any(conv.padding):
+        return conv
+    (rows, columns), conv.padding = conv.padding, (0, 0)
+    fill = Fill((columns, columns, rows, rows), -before.item())
+    return nn.Sequential(OrderedDict(pad=fill, conv=conv)).train(conv.training)
+
+
+def attended(conv: nn.Module, attn: nn.Module | None, gain: float) -> nn.Module:
+    """``gain`` attn(conv(x)), the gain (not 0) in the convolution where that can be; conv(x) if there is no attn."""
+    if attn is None:
+        return conv
+    sequence = nn.Sequential(OrderedDict(conv=conv, attn=attn)).train(conv.training)
+    if squeeze_conv(attn) is None:
+        sequence.append(Scale(next(conv.parameters()).new_tensor(gain)))
+    else:
+        with torch.no_grad():
+            scale_output(sequence, gain)
+    return sequence
+
+
+def projection(shortcut: nn.Module, conv: nn.Module) -> nn.Module:
+    """A transition block's shortcut beside ``conv``; the zero-padding one as a strided 1x1 convolution."""
+    if not isinstance(shortcut, PadShortcut):
+        return shortcut
+    conv = conv[-1] if isinstance(conv, nn.Sequential) else conv
+    assert isinstance(conv, nn.Conv2d)
+    chs, like = conv.in_channels, conv.weight
+    dd = dict(device=like.device, dtype=like.dtype)
+    plain = nn.utils.skip_init(nn.Conv2d, chs, chs + shortcut.new_chs, 1, stride=shortcut.stride, bias=False, **dd)
+    nn.init.dirac_(plain.weight)
+    return plain
+
+
+def normed(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """norm(conv(x)), with the running statistics."""
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None and var is not None
+    weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias)
+    return plain_conv(conv, weight, bias)
+
+
+def affine(norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """``norm`` by itself as a convolution of each channel."""
+    chs, like = norm.num_features, norm.weight
+    dd = dict(device=like.device, dtype=like.dtype)
+    conv = nn.utils.skip_init(nn.Conv2d, chs, chs, 1, groups=chs, bias=False, **dd).train(norm.training)
+    nn.init.ones_(conv.weight)
+    return normed(conv, norm)
+
+
+def then_affine(module: nn.Module, affine: nn.Conv2d) -> None:
+    """Let ``module``, as of :func:`scale_output`, give affine(module(x)); ``affine`` as of :func:`affine`."""
+    scale_output(module, affine.weight)
+    if affine.bias is not None:
+        add_bias(module, affine.bias)
+
+
+# ---- blocks
 
 
 class PlainBlock(nn.Module):
-    """``skip`` h(x) + ``gain`` attn(F(x)) of plain convolutions that have taken up these factors as far as possible.
+    """``skip`` h(x) + ``gain`` attn(F(x)) + ``shift`` of plain convolutions that have taken up what they can of these.
 
     Args:
-        convs: The two or three convolutions of F, ReLU between them; the block keeps and changes them.
+        convs: The two or three convolutions of F, activations between them; the block keeps and changes them. Each may
+            be a sequence: with a bias or padding before it, or squeeze-and-excite behind it.
         shortcut: h; None for the identity. The parameter-free one becomes a strided 1x1 convolution.
-        attn: Squeeze-and-excite behind the last convolution, or None.
-        skip: Constant.
-        gain: Constant, or a learned scalar as a tensor.
+        attn: Attention behind the last convolution, or None.
+        skip: Factor of h; a constant, or a learned scalar as a tensor.
+        gain: Factor of the branch, likewise.
+        shift: A learned scalar, or None.
+        act: Class of the activation.
+        gamma: Constant factor of every activation.
+        beta: Another one of the branch's input, and of the shortcut's where it isn't the identity.
     """
 
     def __init__(
         self,
-        convs: tuple[nn.Module, nn.Module, nn.Module | None],
+        convs: Convs,
         shortcut: nn.Module | None = None,
         attn: nn.Module | None = None,
-        skip: float = 1.0,
+        skip: float | Tensor = 1.0,
         gain: float | Tensor = 1.0,
+        shift: Tensor | None = None,
+        act: Act = nn.ReLU,
+        gamma: float = 1.0,
+        beta: float = 1.0,
     ):
         super().__init__()
         self.conv1, self.conv2, self.conv3 = convs
-        if isinstance(shortcut, PadShortcut):
-            shortcut = _projection(shortcut, self.conv1)
-        self.downsample = shortcut
+        self.downsample = None if shortcut is None else projection(shortcut, self.conv1)
         self.attn = attn
-        self.skip = skip
+        self.act = act()
+        self.act_ = act(inplace=True)
+        self.skip: nn.Parameter | None = None
+        self.gain: nn.Parameter | None = None
+        self.shift: nn.Parameter | None = None
         # A learned scalar may be 0, and the squeeze must not be divided by that.
-        self.gain = nn.Parameter(gain.clone()) if attn is not None and isinstance(gain, Tensor) else None
+        if attn is not None and (isinstance(gain, Tensor) or squeeze_conv(attn) is None):
+            self.gain, gain = self._parameter(gain), 1.0
         with torch.no_grad():
-            if self.gain is None:
-                self._scale_branch(gain)
-            if shortcut is not None:
-                scale_output(shortcut, skip)
-                self.skip = 1.0
+            for conv in (self.conv1, self.downsample):
+                if conv is not None:
+                    scale_input(conv, gamma * beta)
+            for conv in (self.conv2, self.conv3):
+                if conv is not None:
+                    scale_input(conv, gamma)
+            self._scale_branch(gain)
+            if self.downsample is not None:
+                scale_output(self.downsample, skip)
+            elif isinstance(skip, Tensor) or skip != 1.0:
+                self.skip = self._parameter(skip)
+            if shift is not None and self.downsample is not None:
+                add_bias(self.downsample, shift)
+            elif shift is not None and attn is None:
+                add_bias(self.last(), shift)
+            elif shift is not None:
+                self.shift = self._parameter(shift)
         self.train(self.conv1.training)
 
+    def _parameter(self, value: float | Tensor) -> nn.Parameter:
+        like = next(self.conv1.parameters())
+        return nn.Parameter(torch.as_tensor(value, dtype=like.dtype, device=like.device).detach().clone())
+
+    def last(self) -> nn.Module:
+        """The last convolution of F."""
+        return self.conv2 if self.conv3 is None else self.conv3
+
     def _scale_branch(self, factor: float | Tensor) -> None:
+        if self.shift is not None:
+            self.shift.mul_(factor)
         if self.gain is not None:
             self.gain.mul_(factor)
-            return
-        scale_output(self.conv2 if self.conv3 is None else self.conv3, factor)
-        if self.attn is not None:
-            scale_input(self.attn.get_submodule('fc1'), 1 / factor)
+        elif self.attn is not None:
+            scale_output(nn.Sequential(self.last(), self.attn), factor)
+        else:
+            scale_output(self.last(), factor)
 
     @torch.no_grad()
     def absorb(self, scale: float, fixed: bool = False) -> float:
         """Divide the output by ``scale`` and return by what the input then has to be divided.
 
-        The input's divisor is chosen so that the identity has no factor, unless it is ``fixed`` to 1. ReLU is in the
-        way of neither: relu(c x) = c relu(x).
+        The input's divisor is chosen so that the identity has no factor, unless it is ``fixed`` to 1, or the factor
+        isn't positive, or the divisor would leave the numbers that the weights' dtype can take with ease. ReLU is in
+        the way of neither: relu(c x) = c relu(x) for c > 0.
         """
         self._scale_branch(1 / scale)
         if self.downsample is not None:
             scale_output(self.downsample, 1 / scale)
             return 1.0
-        if fixed or self.skip <= 0:
-            self.skip /= scale
+        skip = 1.0 if self.skip is None else self.skip.item()
+        limit = torch.finfo(next(self.conv1.parameters()).dtype).max ** 0.25
+        before = scale / skip if skip > 0 else math.inf
+        if fixed or not 1 / limit < before < limit:
+            self.skip = self._parameter(skip / scale) if skip != scale else None
             return 1.0
-        before, self.skip = scale / self.skip, 1.0
+        self.skip = None
         scale_input(self.conv1, before)
         return before
 
+    @torch.no_grad()
+    def absorb_affine(self, affine: nn.Conv2d) -> bool:
+        """Take up a convolution of each channel behind the block, if the shortcut and the branch can; say whether."""
+        if self.downsample is None or self.attn is not None:
+            return False
+        then_affine(self.downsample, affine)
+        scale_output(self.last(), affine.weight)
+        return True
+
     def branch(self, x: Tensor) -> Tensor:
-        x = self.conv2(self.conv1(x).relu_())
+        x = self.conv2(self.act_(self.conv1(x)))
         if self.conv3 is not None:
-            x = self.conv3(x.relu_())
+            x = self.conv3(self.act_(x))
         if self.attn is not None:
             x = self.attn(x)
         if self.gain is not None:
             x = self.gain * x
+        if self.shift is not None:
+            x = x + self.shift
         return x
+
+    def merge(self, h: Tensor, f: Tensor) -> Tensor:
+        if self.skip is not None:
+            h = self.skip * h
+        return f.add_(h)
 
 
 class PreBlock(PlainBlock):
-    """x' = h + F(z), z = relu(x); h is x itself or taps z."""
+    """x' = h + F(z), z = a(x); h is x itself or taps z. ``affine``: a convolution of each channel before a, or None."""
+
+    def __init__(self, *args: object, affine: nn.Conv2d | None = None, **kwargs: object):
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.affine = affine
 
     def forward(self, x: Tensor) -> Tensor:
-        z = x.relu()
+        z = self.act(x) if self.affine is None else self.act_(self.affine(x))
         h = x if self.downsample is None else self.downsample(z)
-        return self.branch(z).add_(h, alpha=self.skip)
+        return self.merge(h, self.branch(z))
 
 
 class PostBlock(PlainBlock):
@@ -140,14 +344,4 @@ class PostBlock(PlainBlock):
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(x)
         h = x if self.downsample is None else self.downsample(z)
-        return self.branch(z).add_(h, alpha=self.skip).relu_()
-
-
-def _projection(shortcut: PadShortcut, conv: nn.Module) -> nn.Conv2d:
-    """The zero-padding shortcut beside ``conv`` as a strided 1x1 convolution, which can take up factors."""
-    assert isinstance(conv, nn.Conv2d)
-    chs, like = conv.in_channels, conv.weight
-    dd = dict(device=like.device, dtype=like.dtype)
-    plain = nn.utils.skip_init(nn.Conv2d, chs, chs + shortcut.new_chs, 1, stride=shortcut.stride, bias=False, **dd)
-    nn.init.dirac_(plain.weight)
-    return plain
+        return self.act_(self.merge(h, self.branch(z)))

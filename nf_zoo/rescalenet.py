@@ -22,12 +22,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import AffineConv2d
+from .convs import AffineConv2d, plain_conv
 from .foreign import resnet_names
 from .layout import Layout, Site, cifar, imagenet, imagenet_basic
 from .net import Bias, ResNet, biased_stem, drop_path, pooled_projection, shortcut, squeeze_excite
+from .plain import PostBlock, biased
 from .registry import CIFAR, IMAGENET, register
 
 
@@ -40,6 +42,10 @@ class PreBiasConv2d(AffineConv2d):
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return self.affine(x, factor, self.pre_bias, None)
+
+    def fuse(self) -> nn.Module:
+        """A plain convolution, behind a sum where it pads."""
+        return biased(plain_conv(self, self.weight, None), self.pre_bias)
 
 
 class RescaleBlock(nn.Module):
@@ -89,6 +95,13 @@ class RescaleBlock(nn.Module):
         if factor is None:
             f = f * (self.beta if s is None else s)
         return torch.add(self.drop_path(f), h, alpha=self.alpha).relu_()
+
+    def fuse(self) -> PostBlock:
+        """The block at inference: L^(-1/2) s in the last convolution, alpha in the shortcut's where it has one."""
+        plain = reparameterize_model(self)
+        convs = plain.conv1, plain.conv2, plain.conv3
+        gain = self.beta if self.scale is None else self.beta * self.scale
+        return PostBlock(convs, plain.downsample, plain.attn, self.alpha, gain if self.attn is None else 2 * gain)
 
 
 def _centre(bias: Tensor, share: float, module: nn.Module, args: tuple[Tensor, ...]) -> None:

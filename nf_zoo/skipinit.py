@@ -18,11 +18,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .convs import AffineConv2d
 from .layout import Site, cifar, conv_shape, imagenet, imagenet_basic
 from .net import ResNet, drop_path, shortcut, squeeze_excite
+from .plain import PreBlock
 from .registry import CIFAR, IMAGENET, register
 
 
@@ -61,6 +63,13 @@ class SkipInitBlock(nn.Module):
         if self.attn is not None:
             f = 2 * self.skip_gain * self.attn(f)
         return h + self.drop_path(f)
+
+    def fuse(self) -> PreBlock:
+        """The block at inference: s in the last convolution."""
+        plain = reparameterize_model(self)
+        convs = plain.conv1, plain.conv2, plain.conv3
+        gain = self.skip_gain if self.attn is None else 2 * self.skip_gain
+        return PreBlock(convs, plain.downsample, plain.attn, gain=gain)
 
 
 class SkipInitResNet(ResNet):

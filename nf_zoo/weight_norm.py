@@ -22,11 +22,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from .convs import WeightNormConv2d
 from .layout import Site, conv_shape, imagenet, imagenet_basic
 from .net import ResNet, drop_path, shortcut, squeeze_excite
+from .plain import PostBlock
 from .registry import IMAGENET, register
 
 
@@ -61,6 +63,12 @@ class WNBlock(nn.Module):
         if self.attn is not None:
             f = 2 * self.attn(f)
         return (h + self.drop_path(f)).relu_()
+
+    def fuse(self) -> PostBlock:
+        """The block at inference."""
+        plain = reparameterize_model(self)
+        convs = plain.conv1, plain.conv2, plain.conv3
+        return PostBlock(convs, plain.downsample, plain.attn, gain=1.0 if self.attn is None else 2.0)
 
 
 class WNResNet(ResNet):

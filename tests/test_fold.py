@@ -1,54 +1,121 @@
 """nf_zoo.fold: the same function, of plain parts, on a copy."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import timm
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
+from timm.models import nfnet
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 import nf_zoo
-from nf_zoo.convs import InputNormConv2d, WeightConv2d
+from nf_zoo.convs import AffineConv2d, InputNormConv2d, WeightConv2d
 from nf_zoo.errors import UserError
 from nf_zoo.fold import fold
 from nf_zoo.net import PadShortcut
 from nf_zoo.plain import PlainBlock, Standardize
 
-SMALL: dict[str, dict[str, Any]] = {
-    'eunnet18': dict(depths=(2, 1, 1, 1)),
-    'eunnet50': dict(depths=(2, 2, 1, 1)),
-    'eunnet20_cifar': dict(depths=(2, 2, 1)),
-    'nf_resnet50': dict(depths=(2, 1, 1, 1)),
-    'nf_seresnet50': dict(depths=(1, 2, 1, 1)),
-    'nf_resnet20_cifar': dict(depths=(2, 2, 1)),
-}
-VARIANTS = [
-    *((name, {}) for name in SMALL),
-    *((name, dict(in_chans=1)) for name in ('eunnet20_cifar', 'nf_resnet20_cifar')),
-    *(('eunnet20_cifar', dict(norm=norm, attn_layer='se')) for norm in ('tensor', 'l2')),
-    ('eunnet20_cifar', dict(scale=False, attn_layer='se')),
-    ('eunnet20_cifar', dict(residual_scaling=False, drop_conv_rate=0.5, drop_path_rate=0.5)),
-    ('nf_resnet20_cifar', dict(attn_layer='se', drop_path_rate=0.5)),
-    ('eunnet50', dict(norm='l2', output_stride=8)),
-    ('nf_resnet50', dict(output_stride=8)),
+# Shallow networks of every family, and the products left in them; -1: EUNNet's normalisation, which stays, and timm's
+# pooling with SAME padding have operators of their own.
+SE = dict(attn_layer='se')
+CASES: list[tuple[str, dict[str, Any], int]] = [
+    ('bn_preresnet18_cifar', {}, 0),
+    ('bn_preresnet50_cifar', SE, 5),
+    ('bn_resnet20_cifar', {}, 0),
+    ('bn_resnet20_cifar', SE, 5),
+    ('convshort_resnet18_cifar', {}, 0),
+    ('convshort_resnet50', SE, 5),
+    ('dm_nf_regnet_b0', {}, 6),  # squeeze-and-excite, and gamma behind the last features
+    ('dm_nf_resnet50', {}, 1),  # gamma behind the last features
+    ('dm_nf_resnet50', dict(SE, output_stride=8), 11),  # a learned scalar behind each squeeze-and-excite
+    ('eunnet18', {}, -1),
+    ('eunnet20_cifar', dict(norm='l2', in_chans=1), -1),
+    ('eunnet20_cifar', dict(SE, norm='tensor'), -1),
+    ('eunnet20_cifar', dict(SE, scale=False), -1),
+    ('eunnet20_cifar', dict(residual_scaling=False, drop_conv_rate=0.5, drop_path_rate=0.5), -1),
+    ('eunnet50', dict(norm='l2', output_stride=8), -1),
+    ('fixup_resnet18', dict(output_stride=16), 0),
+    ('fixup_resnet20_cifar', {}, 0),
+    ('fixup_resnet20_cifar', SE, 10),
+    ('fixup_resnet50', {}, 0),
+    ('idshort_resnet18', {}, 1),  # the stem is a feature level, and no convolution follows on the skip path
+    ('idshort_resnet18_cifar', SE, 5),
+    ('idshort_resnet50_cifar', {}, 0),
+    ('learnscalar_resnet18_cifar', {}, 2),  # the scalars that are 0 or negative
+    ('learnscalar_resnet50', dict(SE, output_stride=8), 6),
+    ('nf_regnet_b0', {}, 5),
+    ('nf_regnet_b0', dict(output_stride=8, drop_path_rate=0.5), -1),
+    ('nf_resnet20_cifar', dict(in_chans=1), 0),
+    ('nf_resnet20_cifar', dict(SE, drop_path_rate=0.5), 5),
+    ('nf_resnet50', {}, 0),
+    ('nf_resnet50', dict(output_stride=8), -1),
+    ('nf_seresnet50', {}, 5),
+    ('rescalenet18', {}, 1),  # as idshort_resnet18
+    ('rescalenet20_cifar', dict(SE, drop_conv_rate=0.5), 10),
+    ('rescalenet50', dict(output_stride=16), -1),
+    ('skipinit_resnet20_cifar', SE, 10),
+    ('skipinit_resnet50', dict(output_stride=8), 0),
+    ('wn_resnet18', dict(drop_conv_rate=0.5), 0),
+    ('wn_resnet50', SE, 5),
 ]
+FAMILIES = [
+    'bn_preresnet18_cifar',
+    'bn_resnet20_cifar',
+    'convshort_resnet18_cifar',
+    'dm_nf_regnet_b0',
+    'dm_nf_resnet50',
+    'eunnet20_cifar',
+    'fixup_resnet20_cifar',
+    'idshort_resnet18_cifar',
+    'learnscalar_resnet18_cifar',
+    'nf_regnet_b0',
+    'nf_resnet20_cifar',
+    'rescalenet20_cifar',
+    'skipinit_resnet20_cifar',
+    'wn_resnet18',
+]
+every_family = pytest.mark.parametrize('name', FAMILIES)
+
+CONSTANT = {'flatten', 'dropout', 'to', 'view'}  # of nothing but shapes, in eval mode
+PLAIN = {'_convolution', 'relu', 'relu_', 'add_', 'max_pool2d', 'adaptive_avg_pool2d', 'linear'} | CONSTANT
+EXTRA = {
+    'fixup': {'pad', 'add'},  # a bias before padding; the bias before the pooling, which is behind the last features
+    'rescale': {'add', 'avg_pool2d'},  # biases per channel before padding and before the pooling
+    'nf_resnet': {'avg_pool2d'},
+    'nf_seresnet': {'avg_pool2d'},
+    'nf_regnet': {'avg_pool2d', 'silu', 'silu_'},
+    'dm_nf_regnet': {'avg_pool2d', 'silu', 'silu_'},
+}
 
 
 def build(name: str, **kwargs: Any) -> nn.Module:
-    """A small model in float64; every gain, bias and scalar is random, of either sign, and one scalar is 0."""
+    """A small model in float64, in general position: of the learned scalars some are 0 or negative."""
+    depths = (2, 2, 1) if name.endswith(('20_cifar', '56_cifar')) else (2, 1, 1, 1)
     torch.manual_seed(0)
-    model = timm.create_model(name, **{**SMALL[name], 'num_classes': 5, **kwargs}).double().eval()
+    return general(timm.create_model(name, **{'depths': depths, 'num_classes': 5, **kwargs}).double().eval())
+
+
+def general(model: nn.Module) -> nn.Module:
     with torch.no_grad():
         for key, parameter in model.named_parameters():
-            if key.endswith(('gain', 'bias', 'scale')):
+            if parameter.ndim < 2 or 'gain' in key:
                 parameter.normal_()
-        scalars = [p for key, p in model.named_parameters() if key.endswith('.scale')]
-        if scalars:
-            scalars[1].zero_()
-            scalars[-1].fill_(-0.5)
+            elif not parameter.any():
+                parameter.normal_(std=0.1)
+        for key, buffer in model.named_buffers():
+            if key.endswith('running_mean'):
+                buffer.normal_()
+            if key.endswith('running_var'):
+                buffer.uniform_(0.5, 2)
+        scalars = [p for key, p in model.named_parameters() if key.endswith(('.scale', 'skip_gain', 'skipinit_gain'))]
+        for scalar, value in zip(scalars, (-0.5, 0.0, 0.7, 1.5, 0.3), strict=False):
+            scalar.fill_(value)
     return model
 
 
@@ -61,38 +128,67 @@ def close(actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
+def same(folded: nn.Module, model: nn.Module, x: Tensor) -> None:
+    """All that a network gives."""
+    logits = model(x)
+    assert logits.std() > 0
+    close(folded(x), logits)
+    close(folded.forward_features(x), model.forward_features(x))
+    close(folded.forward_intermediates(x), model.forward_intermediates(x))
+
+
+def traced(model: nn.Module, x: Tensor) -> Counter[str]:
+    """Operators that an inference runs."""
+    graph = torch.jit.trace(model, x, check_trace=False).inlined_graph
+    return Counter(node.kind()[6:] for node in graph.nodes() if node.kind().startswith('aten::'))
+
+
 def children(model: nn.Module, kind: Any) -> Iterator[nn.Module]:
     return (m for m in model.modules() if isinstance(m, kind))
 
 
-@pytest.mark.parametrize(
-    ('name', 'kwargs'), VARIANTS, ids=lambda v: v if isinstance(v, str) else '-'.join(map(str, v.values())) or 'plain'
-)
+def identify(value: Any) -> str | None:
+    if isinstance(value, dict):
+        return '-'.join(map(str, value.values())) or 'plain'
+    return value if isinstance(value, str) else ''
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'products'), CASES, ids=identify)
 @torch.inference_mode()
-def test_the_same_function_of_plain_parts(name: str, kwargs: dict[str, Any]) -> None:
+def test_the_same_function_of_plain_parts(name: str, kwargs: dict[str, Any], products: int) -> None:
     model = build(name, **kwargs)
     x = images(name, kwargs.get('in_chans', 3))
     folded = fold(model)
-    close(folded(x), model(x))
-    close(folded.forward_intermediates(x), model.forward_intermediates(x))
-    close(reparameterize_model(model)(x), model(x))
+    same(folded, model, x)
+    same(reparameterize_model(model), model, x)
 
     assert not any(m.training for m in folded.modules())
-    assert not list(children(folded, (WeightConv2d, PadShortcut)))
+    assert not list(children(folded, (WeightConv2d, AffineConv2d, PadShortcut, nn.BatchNorm2d)))
     blocks = list(children(folded, PlainBlock))
-    assert len(blocks) == sum(SMALL[name]['depths'])
-    # Only here the stem is a feature level and no convolution follows on the skip path.
-    assert sum(b.skip != 1 for b in blocks) == (name == 'eunnet18')
-    learned = name.startswith('eunnet') and 'attn_layer' in kwargs and kwargs.get('scale', True)
-    assert all((b.gain is not None) == learned for b in blocks)
+    assert len(blocks) == 5
+    if not name.startswith('learnscalar'):
+        assert sum(b.skip is not None for b in blocks) == (name in ('eunnet18', 'idshort_resnet18', 'rescalenet18'))
+    if products < 0:
+        return
+    ops = traced(folded, x)
+    allowed = PLAIN.union(*(extra for family, extra in EXTRA.items() if name.startswith(family)))
+    if products:
+        allowed |= {'mean', 'sigmoid', 'mul', *(('add',) if 'attn_layer' in kwargs else ())}
+    assert set(ops) <= allowed, ops
+    assert ops['mul'] == products and ops['add_'] == 5
 
 
-@pytest.mark.parametrize('name', ['eunnet50', 'eunnet20_cifar', 'nf_resnet50'])
+@pytest.mark.parametrize('name', [*FAMILIES, 'idshort_resnet18', 'rescalenet50'])
 @torch.inference_mode()
 def test_features_only(name: str) -> None:
     model = build(name, features_only=True)
     x = images(name)
     close(fold(model)(x), model(x))
+    model = build(name, features_only=True, out_indices=(1, 2))
+    folded = fold(model)
+    close(folded(x), model(x))
+    # Without the stem's level, nothing is in the way.
+    assert name.startswith('learnscalar') or all(b.skip is None for b in children(folded, PlainBlock))
 
 
 def test_a_tensor_is_normalised_once_for_two_convolutions() -> None:
@@ -104,7 +200,7 @@ def test_a_tensor_is_normalised_once_for_two_convolutions() -> None:
     assert not isinstance(block.conv1, InputNormConv2d) and not isinstance(block.downsample.conv, InputNormConv2d)
 
 
-@pytest.mark.parametrize('name', ['eunnet18', 'eunnet20_cifar', 'nf_seresnet50'])
+@every_family
 def test_the_original_is_untouched(name: str) -> None:
     model = build(name).train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -118,7 +214,8 @@ def test_the_original_is_untouched(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize('name', ['eunnet18', 'eunnet20_cifar', 'nf_resnet20_cifar'])
+@every_family
+@torch.inference_mode()
 def test_folding_twice_is_folding_once(name: str) -> None:
     once = fold(build(name))
     twice = fold(once)
@@ -128,25 +225,48 @@ def test_folding_twice_is_folding_once(name: str) -> None:
     assert torch.equal(once(x), twice(x))
 
 
-@pytest.mark.parametrize('kwargs', [{}, dict(attn_layer='se')], ids=str)
-@pytest.mark.parametrize('name', ['eunnet20_cifar', 'nf_resnet20_cifar'])
+@pytest.mark.parametrize('kwargs', [{}, SE], ids=identify)
+@every_family
+@torch.inference_mode()
 def test_a_state_dict_is_all_that_a_folded_network_is(name: str, kwargs: dict[str, Any]) -> None:
+    if name in ('dm_nf_resnet50', 'wn_resnet18') and kwargs:
+        pytest.skip('slow, and the same parts as in other families')
     model = build(name, **kwargs)
-    other = fold(timm.create_model(name, **{**SMALL[name], 'num_classes': 5, **kwargs}).double())
+    other = build(name, **kwargs)
+    for key, parameter in other.named_parameters():
+        parameter.mul_(0.9 if key.endswith('.scale') else 1.1)
+    other = fold(other)
     other.load_state_dict(fold(model).state_dict())
     x = images(name)
     close(other(x), model(x))
 
 
-@pytest.mark.parametrize('name', ['eunnet20_cifar', 'nf_resnet20_cifar'])
+def test_what_stays_of_a_scalar_is_in_the_state_dict() -> None:
+    positive, negative = build('learnscalar_resnet18_cifar'), build('learnscalar_resnet18_cifar')
+    with torch.no_grad():
+        for key, parameter in positive.named_parameters():
+            if key.endswith('.scale'):
+                parameter.abs_().add_(0.1)
+    with pytest.raises(RuntimeError, match='skip'):
+        fold(positive).load_state_dict(fold(negative).state_dict())
+
+
+@every_family
 def test_a_folded_network_trains(name: str) -> None:
     folded = fold(build(name)).train()
-    folded(images(name)).square().sum().backward()
+    x = images(name)
+    optimizer = torch.optim.SGD(folded.parameters(), lr=1e-9)
+    loss = folded(x).square().sum()
+    loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in folded.parameters())
     assert any(p.grad.abs().max() > 0 for p in folded.stages.parameters())
+    squared = sum(p.grad.square().sum() for p in folded.parameters())
+    optimizer.param_groups[0]['lr'] = (1e-3 * loss / squared).item()
+    optimizer.step()
+    assert folded(x).square().sum() < loss
 
 
-@pytest.mark.parametrize('name', ['eunnet20_cifar', 'nf_resnet20_cifar'])
+@every_family
 @torch.inference_mode()
 def test_a_folded_network_keeps_the_contract(name: str) -> None:
     model = build(name)
@@ -159,11 +279,45 @@ def test_a_folded_network_keeps_the_contract(name: str) -> None:
     close(folded(x), model.forward_intermediates(x, [1], intermediates_only=True)[0])
 
 
-@pytest.mark.parametrize('name', ['eunnet20_cifar', 'nf_resnet20_cifar'])
+@pytest.mark.parametrize('name', [name for name in FAMILIES if name.endswith('_cifar')])
+@torch.inference_mode()
 def test_a_part_of_a_network_can_be_folded(name: str) -> None:
-    block = build(name).stages[1]
-    x = torch.randn(2, 16, 6, 6, dtype=torch.float64)
-    close(fold(block)(x), block(x))
+    for stage in build(name).stages[:2]:
+        x = torch.randn(2, stage[0].conv1.in_channels, 6, 6, dtype=torch.float64)
+        close(fold(stage)(x), stage(x))
+        close(fold(stage[0])(x), stage[0](x))
+
+
+SCALARS = st.sampled_from([-2.0, -1e-3, 0.0, 1e-3, 0.5, 1.0, 3.0])
+
+
+@given(scalars=st.lists(SCALARS, min_size=5, max_size=5), se=st.booleans())
+@torch.inference_mode()
+def test_scalars_of_every_sign(scalars: list[float], se: bool) -> None:
+    for name in ('learnscalar_resnet18_cifar', 'fixup_resnet20_cifar', 'skipinit_resnet20_cifar', 'rescalenet20_cifar'):
+        depths = (5, 1, 1, 1) if name.startswith('learn') else (3, 1, 1)
+        model = build(name, depths=depths, attn_layer='se' if se else None)
+        found = [p for key, p in model.named_parameters() if key.endswith(('.scale', '.skip_gain'))]
+        assert len(found) == 5
+        for parameter, scalar in zip(found, scalars, strict=True):
+            parameter.fill_(scalar)
+        x = torch.randn(1, 3, 6, 6, dtype=torch.float64)
+        folded = fold(model)
+        same(folded, model, x)
+        kept = [block.skip is not None for block in folded.stages[0]]
+        assert kept == [name.startswith('learn') and scalar <= 0 for scalar in scalars[: len(kept)]]
+
+
+@torch.inference_mode()
+def test_factors_that_would_leave_the_numbers_of_the_dtype_stay() -> None:
+    model = build('learnscalar_resnet18_cifar', depths=(4, 1, 1, 1)).float()
+    for key, parameter in model.named_parameters():
+        if key.endswith('.scale'):
+            parameter.fill_(1e-8)
+    folded = fold(model)
+    x = images('_cifar').float()
+    assert [block.skip is None for block in folded.stages[0]] == [False, True, False, True]
+    torch.testing.assert_close(folded.forward_intermediates(x), model.forward_intermediates(x), rtol=1e-4, atol=1e-5)
 
 
 def test_timm_convolutions_with_standardised_weight() -> None:
@@ -184,16 +338,62 @@ def test_timm_convolutions_with_standardised_weight() -> None:
         assert torch.equal(fold(folded)(x), folded(x))
 
 
-def test_timm_network() -> None:
-    """A name of timm's own, and one that nf_zoo hands to timm because of timm's keywords."""
-    for name, kwargs in {'nf_resnet50': dict(skipinit=True, act_layer='silu'), 'nf_ecaresnet26': {}}.items():
-        model = timm.create_model(name, depths=(1, 1, 1, 1), num_classes=5, **kwargs).double().eval()
-        assert type(model).__module__ == 'timm.models.nfnet'
-        x = torch.randn(1, 3, 33, 33, dtype=torch.float64)
-        folded = fold(model)
-        close(folded(x), model(x))
-        assert {type(m) for m in children(folded, nn.Conv2d)} == {nn.Conv2d}
-        assert torch.equal(fold(folded)(x), folded(x))
+NARROW = dict(channels=(16, 24, 32, 32), stem_chs=16)
+FNET = dict(NARROW, group_size=4, num_features=40)
+# timm's own entry points, narrow, and the products that stay; -1 where SAME padding computes with sizes.
+TIMM: list[tuple[str, dict[str, Any], int]] = [
+    ('nf_resnet50', dict(NARROW, skipinit=True, act_layer='silu'), 0),
+    ('nf_resnet50', dict(NARROW, gamma_in_act=True, skipinit=True), 1),  # gamma behind the last features
+    ('nf_seresnet50', dict(NARROW, gamma_in_act=True), 6),
+    ('nf_ecaresnet26', NARROW, 5),
+    ('nf_resnet50', dict(NARROW, attn_layer='cbam'), -1),
+    ('nf_regnet_b0', dict(skipinit=True), 5),
+    ('nf_regnet_b0', dict(attn_layer='eca', attn_kwargs={}, output_stride=8), -1),
+    ('nf_regnet_b0', dict(attn_layer='cbam', attn_kwargs={}), -1),
+    ('nfnet_f0', FNET, 5),
+    ('nfnet_f0', dict(FNET, act_layer='celu', gamma_in_act=True, skipinit=True), 11),
+    ('eca_nfnet_l0', FNET, 5),
+    ('dm_nfnet_f0', FNET, -1),
+    ('dm_nfnet_f0', dict(FNET, output_stride=16, attn_layer='ese', attn_kwargs={}), -1),
+]
+
+
+@pytest.mark.parametrize(('name', 'kwargs', 'products'), TIMM, ids=identify)
+@torch.inference_mode()
+def test_timm_networks(name: str, kwargs: dict[str, Any], products: int) -> None:
+    depths = dict(depths=(1, 2, 1, 1), num_classes=5)
+    model = general(getattr(nfnet, name)(**depths, **kwargs).double().eval())
+    assert type(model) is nfnet.NormFreeNet
+    x = torch.randn(1, 3, 37, 37, dtype=torch.float64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded = fold(model)
+    same(folded, model, x)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert {type(m) for m in children(folded, nn.Conv2d)} <= {nn.Conv2d, Conv2dSame}
+    twice = fold(folded)
+    assert repr(twice) == repr(folded) and torch.equal(twice(x), folded(x))
+    close(torch.jit.script(folded)(x), model(x))
+    if products >= 0:
+        ops = traced(folded, x)
+        assert ops['mul'] + ops['mul_'] == products and ops['add_'] == 5 and not ops['add']
+
+    model = general(getattr(nfnet, name)(**depths, **kwargs, features_only=True).double().eval())
+    close(fold(model)(x), model(x))
+
+
+@torch.inference_mode()
+def test_timm_bit() -> None:
+    model = general(timm.create_model('resnetv2_50x1_bit', num_classes=5).double().eval())
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    folded = fold(model)
+    same(folded, model, x)
+    assert not list(children(folded, StdConv2d))
+
+
+def test_names_that_nf_zoo_hands_to_timm() -> None:
+    model = timm.create_model('nf_resnet50', depths=(1, 1, 1, 1), num_classes=5, skipinit=True)
+    assert type(model).__module__ == 'timm.models.nfnet'
+    assert len(list(children(fold(model), PlainBlock))) == 4
 
 
 @pytest.mark.parametrize(
