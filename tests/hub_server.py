@@ -77,6 +77,7 @@ class Fault:
 class Hub:
     storage: str = 'regular'
     store: Path | None = None  # hf_xet's
+    elsewhere: Path | None = None  # what clients are told instead
     token: str = ''  # whoever writes, or reads a private repository, needs it
     endpoint: str = ''
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -240,7 +241,7 @@ class Handler(BaseHTTPRequestHandler):
     def xet_token(self, kind: str) -> None:
         if kind == 'xet-write-token' and not self.allowed():
             return self.refuse(401)
-        url, expires = f'local://{self.hub.store}', 4_000_000_000
+        url, expires = f'local://{self.hub.elsewhere or self.hub.store}', 4_000_000_000
         headers = {'X_Xet_Cas_Url': url, 'X_Xet_Access_Token': 'xet', 'X_Xet_Token_Expiration': str(expires)}
         self.answer(200, {'casUrl': url, 'accessToken': 'xet', 'exp': expires}, **headers)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import timm
-from hub_client import TOKEN, connect, environment
+from hub_client import TOKEN, connect, environment, run_child
 from hub_server import Fault, File, Hub, Repo, serve
 from hubs import NAME, TAG, full_disk, make_hub, make_model, one_line, toy
 
@@ -413,3 +413,52 @@ print(left, os.listdir(os.environ['SMALL'] + '/hub'))
     first, second, left = done.stdout.splitlines()
     assert 'No space left' in first and 'HF_HOME' in first and 'No space left' in second
     assert left == '[] []' and os.path.isdir(small)
+
+
+_XET = """
+import json
+from hubs import NAME, TAG, make_model
+from nf_zoo import hub
+from nf_zoo.errors import CheckFailed, UserError
+import sys
+def attempt(work):
+    try:
+        return str(work())
+    except (CheckFailed, UserError) as error:
+        return f'{type(error).__name__}: {error}'
+work = {
+    'publish': lambda: hub.publish(make_model(), 'hf://org', tag=TAG, dataset='toy'),
+    'fetch': lambda: hub.fetch(f'{NAME}.{TAG}', 'hf://org'),
+}
+print(json.dumps(attempt(work[sys.argv[1]])))
+"""
+
+
+@pytest.mark.soak
+def test_xet_that_fails_is_one_line_and_can_be_done_without(tmp_path: Path) -> None:
+    with serve(storage='xet', store=tmp_path / 'xet', token=TOKEN) as server:
+        env = environment(server, tmp_path / 'hf', HF_TOKEN=TOKEN)
+
+        def attempt(what: str, **more: str) -> str:
+            said = run_child(_XET, env | more, what)
+            assert '\n' not in said and len(said) < 1000 and TOKEN not in said
+            return str(said)
+
+        for status in (401, 403, 404, 500):
+            server.faults = [Fault('xet-write-token', status, times=99)]
+            assert attempt('publish').startswith('UserError: hf://org'), status
+            assert len(server.repos[REPO].commits) == 1
+        server.faults = []
+        assert attempt('publish') == f'{server.endpoint}/{REPO}'
+        for status in (401, 403, 404, 500):
+            server.faults = [Fault('xet-read-token', status, times=99)]
+            assert attempt('fetch').startswith('UserError: hf://org'), status
+        server.faults = []
+        moved = (tmp_path / 'xet').rename(tmp_path / 'moved')
+        server.store = moved  # the server knows its hashes, but sends the client where nothing is
+        server.elsewhere = tmp_path / 'nothing'
+        assert attempt('fetch').startswith('UserError: hf://org')
+        assert not list((tmp_path / 'hf').rglob('model.safetensors'))
+        folder = Path(attempt('fetch', HF_HUB_DISABLE_XET='1'))
+        expected = server.repos[REPO]['main']['model.safetensors']
+        assert (folder / 'model.safetensors').read_bytes() == expected

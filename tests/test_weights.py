@@ -78,6 +78,27 @@ def test_a_changed_byte_is_named_with_both_hashes(hub: Path) -> None:
     assert hashlib.sha256(data).hexdigest() in message
 
 
+def test_nothing_is_built_before_the_hash_is_right(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub / f'{NAME}.{TAG}'
+    data = (folder / 'model.safetensors').read_bytes()
+    (folder / 'model.safetensors').write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError('a tensor was built')
+
+    for name in ('load', 'load_file', 'safe_open'):
+        monkeypatch.setattr(f'safetensors.torch.{name}', refuse)
+    monkeypatch.setenv('NF_ZOO_HUB', str(hub))
+    for load_it in (
+        lambda: load(hub),
+        lambda: timm.create_model(f'{NAME}.{TAG}', pretrained=True),
+        lambda: nf_zoo.fetch(f'{NAME}.{TAG}'),
+        lambda: nf_zoo.verify(f'{NAME}.{TAG}'),
+    ):
+        with pytest.raises(CheckFailed, match=r'model\.safetensors'):
+            load_it()
+
+
 @pytest.mark.parametrize('filename', ['model.safetensors', 'config.json', 'manifest.json'])
 def test_a_missing_truncated_or_odd_file(hub: Path, filename: str, tmp_path: Path) -> None:
     path = hub / f'{NAME}.{TAG}' / filename
