@@ -14,13 +14,13 @@ from .errors import CheckFailed, UserError
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
 
-_TRIES = 4
+_TRIES = 3
 _LONGEST = 300  # seconds that a server may ask us to wait
 _TOKEN = re.compile(r'hf_[A-Za-z0-9]{16,}|(?<=[Bb]earer )\S+')
 
 _ADVICE = {
     401: "the Hub doesn't accept the token; log in (`hf auth login`) or set HF_TOKEN",
-    403: 'the token has no right to do this; use one of a member of the organization, with the right to write',
+    403: 'the token has no right to this; use one that has, of a member of the organization',
     409: 'somebody else changes it at this moment; run it again',
     412: 'somebody else has published there meanwhile; run it again',
     413: 'the Hub takes no file of this size',
@@ -115,7 +115,8 @@ def _explained(error: Exception, repo: str) -> UserError:
     if 'Consistency check failed' in str(error):
         return Unreachable(f'hf://{repo}: {said}; try again')
     if type(error) is RuntimeError or type(error).__module__ == 'hf_xet':
-        said += '; HF_HUB_DISABLE_XET=1 does without Xet'
+        shown = re.search(r'\b([45]\d\d) [A-Z]', said)
+        said += f'; {_ADVICE.get(int(shown[1]) if shown else 0, "HF_HUB_DISABLE_XET=1 does without Xet")}'
     return UserError(f'hf://{repo}: {said}')
 
 
