@@ -166,7 +166,7 @@ def saved_bytes(model: nn.Module, size: int = 224) -> float:
             tensors.append(tensor)
             return tensor
 
-        x = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
+        x = torch.randn(batch, getattr(model, 'in_chans', 3), size, size).to(memory_format=torch.channels_last)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(x).sum()
         return sum(storages.values())

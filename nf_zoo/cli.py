@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import __version__
@@ -59,20 +60,46 @@ def _train(argv: Sequence[str]) -> int | None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .predict import load_model
-    from .train import evaluate
+    from .scoring import draw_confusion, evaluate_command
 
-    model = load_model(args.name)
-    dataset = args.dataset or getattr(model, 'pretrained_cfg', {}).get('tag')
-    if not dataset:
-        raise UserError(f"the weights of '{args.name}' name no data set; give one, such as --dataset cifar10")
-    found = evaluate(model, dataset, args.data_dir, batch_size=args.batch_size, device=args.device)
+    dataset, scores = evaluate_command(
+        args.name,
+        args.dataset,
+        args.data_dir,
+        batch_size=args.batch_size,
+        device=args.device,
+        fold=args.folded,
+        onnx=args.onnx,
+    )
+    own = scores.pop('')
+    found = own.metrics()
+    if args.confusion:
+        draw_confusion(args.confusion, own, f'{args.name} on {dataset}')
     if args.json:
-        print(json.dumps(found, indent=2))
+        forms = {name: {**form.metrics(), 'difference': form.difference} for name, form in scores.items()}
+        print(json.dumps(found | ({'forms': forms} if forms else {}) | {'classes': own.by_class()}, indent=2))
         return
     correct = round(found['top1'] / 100 * found['n'])
     print(f'{args.name} on {dataset}: top-1 {found["top1"]:.2f} % ({correct} of {found["n"]}), ', end='')
     print(f'top-5 {found["top5"]:.2f} %, loss {found["loss"]:.4f}')
+    for name, form in scores.items():
+        print(f'{name}: top-1 {form.metrics()["top1"]:.2f} %, {form.others} other answers, ', end='')
+        print(f'logits differ by {form.difference:.1e} of the largest')
+    if args.per_class:
+        left = max(len(row['class']) for row in own.by_class())
+        for row in own.by_class():
+            top1 = '' if row['top1'] is None else f'{row["top1"]:6.2f} %'
+            taken = f'  taken for {row["taken_for"]}: {row["images"]}' if 'taken_for' in row else ''
+            print(f'  {row["class"]:<{left}}  {row["n"]:>6} images  {top1}{taken}')
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from .train.compare import as_json, draw, read_runs, table
+
+    runs = read_runs(args.runs)
+    if args.output:
+        draw(runs, args.output)
+    print(as_json(runs) if args.json else table(runs))
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -159,11 +186,21 @@ def _info_options(add: Callable[..., Any]) -> None:
 
 
 def _evaluate_options(add: Callable[..., Any]) -> None:
-    add('name', **NAME)
+    add('name', metavar='NAME_OR_RUN', help='a model name, with or without a tag, or the folder of a finished run')
     add('--data-dir', metavar='DIR', help="torchvision's folder of the data set")
     add('--dataset', metavar='SET', help='cifar10, cifar100, digits (default: the one that the weights are for)')
     add('--batch-size', type=_count, default=256, metavar='N', help='images at once (256)')
     add('--device', metavar='DEVICE', help='cpu, cuda, ... (cpu)')
+    add('--folded', action='store_true', help='the folded network too; it must agree')
+    add('--onnx', metavar='FILE', help='this ONNX file of the network too; it must agree')
+    add('--per-class', action='store_true', help='a row for each class')
+    add('--confusion', type=Path, metavar='FILE.png', help='write a picture of who was taken for whom')
+    add('--json', **JSON)
+
+
+def _compare_options(add: Callable[..., Any]) -> None:
+    add('runs', nargs='+', metavar='RUN', help='folders of training runs, finished or not')
+    add('-o', '--output', type=Path, metavar='FILE.png', help='write a picture of all their curves')
     add('--json', **JSON)
 
 
@@ -205,6 +242,12 @@ COMMANDS: dict[str, tuple[str, str, Callable[..., None] | None, Callable[..., in
         'nf-zoo evaluate eunnet20_cifar.cifar10 --data-dir DIR',
         _evaluate_options,
         _evaluate,
+    ),
+    'compare': (
+        'training runs side by side',
+        'nf-zoo compare runs/eunnet20 runs/nf_resnet20 -o compare.png',
+        _compare_options,
+        _compare,
     ),
     'predict': ('classify image files', 'nf-zoo predict eunnet20_cifar cat.png', _predict_options, _predict),
     **HUB_COMMANDS,

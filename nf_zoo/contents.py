@@ -107,7 +107,7 @@ def gather(
         architecture, license = folder.name, license or folder.manifest['license']
         curves = folder.read(CURVES) if CURVES in folder.manifest['files'] else None
     else:
-        model, data, result = _read_run(Path(source))
+        model, data, result = read_run(Path(source))
         known = Facts(**{key: result[key] for key in fields if key in result} | facts)
         architecture = result['model'].partition('.')[0]
         path = Path(source) / CURVES
@@ -165,7 +165,7 @@ def _copy(folder: Folder) -> Contents:
 
 
 def _read_published(folder: Folder) -> tuple[nn.Module, bytes, dict[str, Any]]:
-    """Published weights as `_read_run` gives those of a run."""
+    """Published weights as `read_run` gives those of a run."""
     cfg, model_args = parse_config(folder.read(CONFIG), folder)
     data = folder.read(WEIGHTS)
     model = timm.create_model(folder.name, pretrained_cfg=cfg, **model_args)
@@ -174,7 +174,8 @@ def _read_published(folder: Folder) -> tuple[nn.Module, bytes, dict[str, Any]]:
     return model, data, known | {'classes': cfg.get('label_names')}
 
 
-def _read_run(run: Path) -> tuple[nn.Module, bytes, dict[str, Any]]:
+def read_run(run: Path) -> tuple[nn.Module, bytes, dict[str, Any]]:
+    """A finished run's model with its weights, these as bytes, and what its result.json says."""
     if not (run / 'result.json').is_file():
         raise UserError(f'{run} is no finished run (it has no result.json); train it to its end first')
     result = read_json(_bytes_of(run / 'result.json'), run / 'result.json')

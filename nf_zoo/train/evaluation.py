@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .data import Batch, MemoryData, load_dataset
-from .folder import FolderData, open_folders
+from .data import Batch, MemoryData, in_memory, load_dataset
+from .folder import FolderData, TimmSet, open_folders
 from .recipe import Recipe
 
 Autocast = Callable[[], AbstractContextManager]
@@ -53,19 +54,41 @@ def evaluate(
     device: str | torch.device | None = None,
     download: bool = False,
 ) -> dict[str, float]:
-    """Score ``model`` on the validation split of an in-memory set, or of ``'folder'``, as its cfg says.
+    """Score ``model`` on the validation split of a data set, as its cfg says.
 
     Returns top1 and top5 in percent, the mean cross-entropy ``loss`` and the number of images ``n``. The model stays
-    where it is unless ``device`` is given. Raises `UserError` as `load_dataset` and `open_folders` do, and for folders
-    that aren't the model's classes.
+    where it is unless ``device`` is given. Raises `UserError` as `validation` does.
+    """
+    batches, _ = validation(model, dataset, data_dir, batch_size=batch_size, device=device, download=download)
+    return accuracies(*totals(model, batches))
+
+
+def validation(
+    model: nn.Module,
+    dataset: str,
+    data_dir: str | Path | None = None,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+    download: bool = False,
+) -> tuple[Iterable[Batch], list[str]]:
+    """The validation batches of a data set as the model's cfg says, where the model is, and the names of the classes.
+
+    Takes the model to ``device`` if that is given. Raises `UserError` as `load_dataset`, `open_folders` and `TimmSet`
+    do, and for folders that aren't the model's classes.
     """
     device = torch.device(device) if device else next(model.parameters()).device
+    model.to(device)
     config = resolve_data_config(model=model)
-    if dataset == 'folder':
-        return accuracies(*totals(model.to(device), _folder(model, data_dir, batch_size, device, config)))
+    if not in_memory(dataset):
+        return _pictures(model, dataset, data_dir, batch_size, device, config, download)
+    found = load_dataset(dataset, data_dir, 'validation', download=download)
+    channels = int(config['input_size'][0])
+    if found.images.shape[1] == 1 and channels > 1:
+        found = replace(found, images=found.images.expand(-1, channels, -1, -1))
     data = MemoryData(
         None,
-        load_dataset(dataset, data_dir, 'validation', download=download),
+        found,
         batch_size=batch_size,
         val_batch_size=batch_size,
         mean=config['mean'],
@@ -73,16 +96,28 @@ def evaluate(
         device=device,
         size=config['input_size'][-1],
     )
-    return accuracies(*totals(model.to(device), data.val_batches()))
+    return data.val_batches(), found.classes
 
 
-def _folder(
-    model: Any, data_dir: str | Path | None, batch_size: int, device: torch.device, config: dict[str, Any]
-) -> Iterable[Batch]:
-    (images,) = open_folders(str(data_dir) if data_dir else None, 'validation')
+def _pictures(
+    model: Any,
+    dataset: str,
+    data_dir: str | Path | None,
+    batch_size: int,
+    device: torch.device,
+    config: dict[str, Any],
+    download: bool,
+) -> tuple[Iterable[Batch], list[str]]:
+    options = {'data_dir': str(data_dir) if data_dir else None, 'dataset_download': download}
+    recipe = Recipe().with_options(
+        {'dataset': dataset, 'batch_size': batch_size, 'workers': 0, 'num_classes': model.num_classes, **options}
+    )
+    if dataset == 'folder':
+        (images,) = open_folders(recipe.data_dir, 'validation')
+    else:
+        images = TimmSet(recipe, 'validation')
     classes = list(getattr(model, 'pretrained_cfg', {}).get('label_names') or images.classes)
-    if classes != images.classes:
+    if classes != list(images.classes) and dataset == 'folder':
         odd = sorted(set(classes) ^ set(images.classes)) or ['in another order']
         raise UserError(f'{data_dir}/validation has other classes than the model ({", ".join(odd[:5])})')
-    recipe = Recipe(model='', dataset='folder', batch_size=batch_size, workers=0)
-    return FolderData(images, images, recipe, config, device).val_batches()
+    return FolderData(images, images, recipe, config, device).val_batches(), classes

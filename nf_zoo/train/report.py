@@ -68,33 +68,67 @@ class Clock:
 
 
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> str | None:
-    """Draw loss and accuracy against the epoch. Returns a line for the log when matplotlib is missing."""
+    """Draw a run: see `draw_panels`, whose answer this is."""
+    return draw_panels(path, [('', rows, 'ema' if 'ema_top1' in rows[0] else 'eval')], title)
+
+
+def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], title: str) -> str | None:
+    """Draw loss, accuracy, learning rate, gradient norm and clipped share against the epoch.
+
+    ``runs``: name, rows of the summary and which of the scores is the result ('eval' or 'ema'); a run without a name is
+    alone and shows all its scores. Returns a line for the log when matplotlib is missing.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return f"no {path.name}: it needs matplotlib (pip install 'nf-zoo[plot]')"
-    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    figure = Figure(figsize=(10, 7), layout='constrained')
     FigureCanvasAgg(figure)
-    losses, accuracies = figure.subplots(1, 2)
-    epochs = [row['epoch'] + 1 for row in rows]
-    lines = [
-        (losses, 'train_loss', 'training'),
-        (losses, 'eval_loss', 'validation'),
-        (losses, 'ema_loss', 'validation, EMA'),
-        (accuracies, 'eval_top1', 'top 1'),
-        (accuracies, 'eval_top5', 'top 5'),
-        (accuracies, 'ema_top1', 'top 1, EMA'),
-    ]
-    for axes, key, label in lines:
-        if key in rows[0]:
-            axes.plot(epochs, [row[key] for row in rows], label=label, marker='.' if len(rows) < 4 else None)
-    losses.set_ylabel('loss')
-    accuracies.set_ylabel('validation accuracy / %')
-    for axes in (losses, accuracies):
-        axes.set_xlabel('epoch')
+    (losses, accuracies), (rates, norms) = figure.subplots(2, 2)
+    shares = norms.twinx()
+    shares.set_ylabel('clipped share / % (dotted)')
+    shares.set_ylim(0, 105)
+    clipped = False
+    for number, (name, rows, kind) in enumerate(runs):
+        lines = [
+            (losses, 'train_loss', 'training', 1, '-' if not name else '--'),
+            (losses, f'{kind}_loss', 'validation', 1, '-'),
+            (accuracies, f'{kind}_top1', 'top 1', 1, '-'),
+            (rates, 'lr', 'learning rate', 1, '-'),
+            (norms, 'grad_norm', 'gradient norm', 1, '-'),
+            (shares, 'clipped', 'clipped share', 100, ':'),
+        ]
+        if not name:
+            lines.append((accuracies, f'{kind}_top5', 'top 5', 1, '-'))
+        if not name and kind == 'ema':
+            lines += [
+                (losses, 'eval_loss', 'without the average', 1, '--'),
+                (accuracies, 'eval_top1', 'top 1 without', 1, '--'),
+            ]
+        for axes, key, label, factor, style in lines:
+            if key not in rows[-1]:
+                continue
+            clipped |= axes is shares
+            epochs = [row['epoch'] + 1 for row in rows if key in row]
+            values = [factor * row[key] for row in rows if key in row]
+            options = (
+                {'color': f'C{number}', 'label': f'{name}: {label}' if axes is losses else name}
+                if name
+                else {'label': label}
+            )
+            axes.plot(epochs, values, style, marker='.' if len(rows) < 4 else None, **options)
+    for axes, label in (
+        (losses, 'loss'),
+        (accuracies, 'validation accuracy / %'),
+        (rates, 'learning rate'),
+        (norms, 'gradient norm'),
+    ):
+        axes.set(xlabel='epoch', ylabel=label)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize='small')
+    shares.set_visible(clipped)
     figure.suptitle(title)
     picture = io.BytesIO()
     figure.savefig(picture, format='png', dpi=120)

@@ -1,0 +1,212 @@
+"""``nf-zoo evaluate``: accuracy of weights or of a run, as a whole and by class, also folded and as an ONNX file."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import CheckFailed, UserError
+from .files import write_whole
+from .train.evaluation import validation
+
+TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Score:
+    """What a form of a model reached on a data set, and which classes it took for which."""
+
+    confusion: Tensor  # (classes, classes) images by label and answer
+    hits5: int = 0
+    loss_sum: float = 0.0
+    difference: float = 0.0  # largest one of a logit from the model's, relative to its largest logit
+    others: int = 0  # images with another answer than the model's
+    names: list[str] = field(default_factory=list)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        answers = logits.argmax(1)
+        self.confusion += torch.bincount(
+            labels * len(self.confusion) + answers, minlength=self.confusion.numel()
+        ).view_as(self.confusion)
+        self.hits5 += int((logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).sum())
+        self.loss_sum += float(F.cross_entropy(logits.double(), labels, reduction='sum'))
+
+    @property
+    def n(self) -> int:
+        return int(self.confusion.sum())
+
+    def metrics(self) -> dict[str, float]:
+        hits = int(self.confusion.diagonal().sum())
+        return {
+            'top1': 100 * hits / self.n,
+            'top5': 100 * self.hits5 / self.n,
+            'loss': self.loss_sum / self.n,
+            'n': self.n,
+        }
+
+    def by_class(self) -> list[dict[str, Any]]:
+        """For each class: its name, images, top1 in percent, and the wrong answer given most often with its images."""
+        rows: list[dict[str, Any]] = []
+        for name, row, hits in zip(self.names, self.confusion, self.confusion.diagonal().tolist(), strict=True):
+            n = int(row.sum())
+            wrong = row.clone()
+            wrong[len(rows)] = 0
+            most = int(wrong.argmax())
+            taken = {'taken_for': self.names[most], 'images': int(wrong[most])} if wrong[most] else {}
+            rows.append({'class': name, 'n': n, 'top1': 100 * hits / n if n else None, **taken})
+        return rows
+
+
+@torch.inference_mode()
+def score(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str], forms: dict[str, Forward]
+) -> dict[str, Score]:
+    """`Score` of the model ('') and of each of its other ``forms`` on the same batches.
+
+    Raises `CheckFailed` when a form's logits aren't the model's.
+    """
+    model.eval()
+    size = int(model.num_classes)  # type: ignore[arg-type]
+    names = [*classes, *(str(i) for i in range(len(classes), size))]
+    found = {name: Score(torch.zeros(size, size, dtype=torch.int64), names=names) for name in ('', *forms)}
+    for x, labels in batches:
+        labels = labels.cpu()
+        own = model(x).float().cpu()
+        found[''].add(own, labels)
+        for name, form in forms.items():
+            logits = form(x).float().cpu()
+            if logits.shape != own.shape:
+                raise UserError(
+                    f'{name} gives {logits.shape[1]} classes, the model {own.shape[1]}: not the same network'
+                )
+            one = found[name]
+            one.add(logits, labels)
+            gap = float((logits - own).abs().max() / own.abs().max().clamp(min=1e-12))
+            one.difference = one.difference if gap <= one.difference else gap  # a NaN stays
+            one.others += int((logits.argmax(1) != own.argmax(1)).sum())
+    for name in forms:
+        if not found[name].difference <= TOLERANCE:  # NaN too
+            raise CheckFailed(
+                f'{name} differs from the model by {found[name].difference:.1e} of the largest logit '
+                f'(at most {TOLERANCE:.0e}) and in {found[name].others} of {found[name].n} answers'
+            )
+    return found
+
+
+def load(name: str) -> tuple[nn.Module, str | None]:
+    """The model of a name, or of a finished run's folder, and the data set that it is for. Raises `UserError`."""
+    if name and Path(name).is_dir():
+        from .contents import read_run
+
+        model, _, result = read_run(Path(name))
+        cfg: Any = model.pretrained_cfg
+        size = (result.get('recipe') or {}).get('val_img_size')
+        cfg.update({key: result[key] for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')})
+        cfg['label_names'] = list(result['classes'])
+        if size:
+            cfg['input_size'] = [cfg['input_size'][0], size, size]
+        return model.eval(), str(result['dataset'])
+    from .predict import load_model
+
+    model = load_model(name)
+    return model, getattr(model, 'pretrained_cfg', {}).get('tag') or None
+
+
+def folded(model: nn.Module) -> Forward:
+    from .fold import fold
+
+    return fold(model)
+
+
+def onnx_file(path: str | Path) -> Forward:
+    """The network in an ONNX file, on the CPU. Raises `UserError`: not there, no network, or no ONNX Runtime."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError("--onnx needs ONNX Runtime: pip install 'nf-zoo[export]'") from None
+    if not Path(path).is_file():
+        raise UserError(f'{path}: no such file; `nf-zoo export` writes one')
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    except Exception as error:  # ONNX Runtime has a class of its own for each code
+        raise UserError(f'{path} is no ONNX file that runs: {str(error).splitlines()[0]}') from None
+    (entry, *_) = session.get_inputs()
+    batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+
+    def run(x: Tensor) -> Tensor:
+        want, have = entry.shape[1:], list(x.shape[1:])
+        if any(isinstance(w, int) and w != h for w, h in zip(want, have, strict=True)):
+            raise UserError(f'{path} takes images of {want} (channels, height, width), the data set gives {have}')
+        parts = x.cpu().numpy()
+        rows = []
+        for start in range(0, len(parts), batch or len(parts)):
+            part = parts[start : start + (batch or len(parts))]
+            n = len(part)
+            if batch and n < batch:
+                part = part.repeat(-(-batch // n), 0)[:batch]
+            rows.append(torch.from_numpy(session.run(None, {entry.name: part})[0][:n]))
+        return torch.cat(rows)
+
+    return run
+
+
+def draw_confusion(path: Path, score: Score, title: str) -> None:
+    """A picture of who was taken for whom, in percent of each class's images. Raises `UserError` without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError(f"{path} needs matplotlib: pip install 'nf-zoo[plot]'") from None
+    share = 100 * score.confusion / score.confusion.sum(1, keepdim=True).clamp(min=1)
+    count = len(share)
+    side = min(4 + 0.35 * count, 16)
+    figure = Figure(figsize=(side + 1, side), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(share.numpy(), cmap='Blues', vmin=0, vmax=100)
+    figure.colorbar(image, label='% of the images of a class')
+    axes.set(xlabel='answer', ylabel='label', title=title)
+    if count <= 40:
+        axes.set_xticks(range(count), score.names, rotation=90)
+        axes.set_yticks(range(count), score.names)
+    if count <= 20:
+        for (row, column), value in zip(
+            torch.cartesian_prod(*[torch.arange(count)] * 2).tolist(), share.flatten(), strict=True
+        ):
+            if value >= 0.5:
+                axes.text(
+                    column, row, f'{value:.0f}', ha='center', va='center', color='white' if value > 50 else 'black'
+                )
+    picture = BytesIO()
+    figure.savefig(picture, format='png', dpi=120)
+    write_whole(path, picture.getvalue())
+
+
+def evaluate_command(
+    name: str,
+    dataset: str | None,
+    data_dir: str | None,
+    *,
+    batch_size: int = 256,
+    device: str | None = None,
+    fold: bool = False,
+    onnx: str | None = None,
+) -> tuple[str, dict[str, Score]]:
+    """The data set, and the scores of NAME or RUN ('') and of the forms asked for ('folded', the ONNX file's path)."""
+    model, known = load(name)
+    dataset = dataset or known
+    if not dataset:
+        raise UserError(f"the weights of '{name}' name no data set; give one, such as --dataset cifar10")
+    forms: dict[str, Forward] = {}
+    if onnx:  # before the data is read: what can't work is said at once
+        forms[onnx] = onnx_file(onnx)
+    batches, classes = validation(model, dataset, data_dir, batch_size=batch_size, device=device)
+    if fold:
+        forms['folded'] = folded(model)
+    return dataset, score(model, batches, classes, forms)

@@ -1,0 +1,108 @@
+"""Several runs side by side: a table, and one picture of their curves."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import UserError
+from . import report
+from .recipe import load_recipe
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is shown of a run; ``rows`` are those of its summary.csv."""
+
+    run: str
+    model: str
+    dataset: str
+    rows: list[report.Row]
+    epochs: int
+    kind: str  # the scores that are the result: 'ema', those of the moving average, where there is one, else 'eval'
+
+    def metric(self, key: str, epoch: int = -1) -> float:
+        return self.rows[epoch][f'{self.kind}_{key}']
+
+    @property
+    def best(self) -> int:
+        """The first epoch, from 0, with the highest top-1."""
+        return max(range(len(self.rows)), key=lambda epoch: (self.metric('top1', epoch), -epoch))
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Summary]:
+    """The runs in ``folders``, finished or not. Raises `UserError` for a folder without an epoch of one."""
+    names = _short([str(Path(folder)) for folder in folders])
+    return [_read(Path(folder), name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _read(folder: Path, name: str) -> Summary:
+    try:
+        rows = report.read_csv(folder / 'summary.csv')
+        if not rows:
+            raise UserError(f'{folder} is no run with a finished epoch (there is nothing in a summary.csv)')
+        recipe = load_recipe(folder / 'recipe.yaml')
+        kind = 'ema' if 'ema_top1' in rows[0] else 'eval'
+        missing = {'lr', 'train_loss', f'{kind}_loss', f'{kind}_top1', f'{kind}_top5'} - rows[-1].keys()
+        if missing:
+            raise UserError(f'{folder}/summary.csv has no column {min(missing)}')
+        return Summary(name, recipe.model, recipe.dataset, rows, recipe.epochs, kind)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f'{folder} is no run that can be read ({type(error).__name__}: {error})') from None
+
+
+def _short(names: list[str]) -> list[str]:
+    """The last part of each path where that tells them apart."""
+    last = [Path(name).name for name in names]
+    return last if len(set(last)) == len(last) else names
+
+
+def table(runs: Sequence[Summary]) -> str:
+    """A row for each run: accuracy and losses of its last epoch, and its best accuracy."""
+    head = ['run', 'model', 'data set', 'epochs', 'top 1 / %', 'top 5 / %', 'loss', 'best top 1 / %', 'train loss']
+    lines = [
+        [
+            run.run,
+            run.model,
+            run.dataset,
+            f'{len(run.rows)} of {run.epochs}' if len(run.rows) < run.epochs else str(len(run.rows)),
+            f'{run.metric("top1"):.2f}',
+            f'{run.metric("top5"):.2f}',
+            f'{run.metric("loss"):.4f}',
+            f'{run.metric("top1", run.best):.2f} (epoch {run.best + 1})',
+            f'{run.rows[-1]["train_loss"]:.4f}',
+        ]
+        for run in runs
+    ]
+    widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
+    texts = 3  # columns to the left
+    return '\n'.join(
+        '  '.join(
+            f'{v:<{w}}' if i < texts else f'{v:>{w}}' for i, (v, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [head, *lines]
+    )
+
+
+def as_json(runs: Sequence[Summary]) -> str:
+    found = [
+        {
+            'run': run.run,
+            'model': run.model,
+            'dataset': run.dataset,
+            'epochs': len(run.rows),
+            **{key: run.metric(key) for key in ('top1', 'top5', 'loss')},
+            'best': {'epoch': run.best, 'top1': run.metric('top1', run.best)},
+        }
+        for run in runs
+    ]
+    return json.dumps(found, indent=2)
+
+
+def draw(runs: Sequence[Summary], path: Path) -> None:
+    """Loss, accuracy, gradient norm and learning rate of all ``runs`` in one picture. Raises `UserError`."""
+    problem = report.draw_panels(path, [(run.run, run.rows, run.kind) for run in runs], 'comparison')
+    if problem:
+        raise UserError(problem)
