@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from . import card
@@ -53,6 +55,22 @@ class Facts:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+_FACTS = [field.name for field in dataclasses.fields(Facts)]
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the contents of a folder come from; ``data`` are the weights as they are stored there."""
+
+    model: nn.Module
+    architecture: str
+    known: Facts
+    data: bytes | None = None
+    curves: bytes | None = None
+    tag: str = ''
+    license: str = 'apache-2.0'
+
+
 @dataclass(frozen=True)
 class Contents:
     """A folder that is ready to be written: its ``name.tag`` and its files."""
@@ -85,40 +103,28 @@ def gather(
         UserError: a run that isn't finished, or something that no hub would take.
         CheckFailed: the run's weights are not those that it was measured with.
     """
-    fields = [f.name for f in dataclasses.fields(Facts)]
     for key in facts:
-        if key not in fields:
-            raise UserError(f'{key!r} is no fact of a training{nearest(key, fields)}')
+        if key not in _FACTS:
+            raise UserError(f'{key!r} is no fact of a training{nearest(key, _FACTS)}')
     if dtype not in (None, *DTYPES):
         raise UserError(f'{dtype!r} is no dtype of weights; expected one of {", ".join(DTYPES)}')
-    curves = data = None
     if isinstance(source, nn.Module):
-        model, known = source, Facts(**facts)
-        cfg: Any = getattr(model, 'pretrained_cfg', None) or {}
-        architecture = cfg.get('architecture')
-        if not architecture:
-            raise UserError('the model was not made by timm.create_model, so that no config can be written for it')
+        origin = _of_model(source, facts)
     elif _is_name(source):
         folder = open_folder(locate(*parse(str(source))))
         if name in (None, folder.name_tag) and not (tag or dtype or license or facts):
             return _copy(folder)
-        model, data, result = _read_published(folder)
-        known = Facts(**{key: result[key] for key in fields if key in result} | facts)
-        architecture, license = folder.name, license or folder.manifest['license']
-        curves = folder.read(CURVES) if CURVES in folder.manifest['files'] else None
+        origin = _of_folder(folder, facts)
     else:
-        model, data, result = read_run(Path(source))
-        known = Facts(**{key: result[key] for key in fields if key in result} | facts)
-        architecture = result['model'].partition('.')[0]
-        path = Path(source) / CURVES
-        curves = _bytes_of(path) if path.is_file() else None
-    license = license or 'apache-2.0'
-    name, given = parse(name or architecture)
-    if name != architecture:
-        raise UserError(f'the weights are those of {architecture}, not of {name}')
+        origin = _of_run(Path(source), facts)
+    model, known, data = origin.model, origin.known, origin.data
+    license = license or origin.license
+    name, given = parse(name or origin.architecture)
+    if name != origin.architecture:
+        raise UserError(f'the weights are those of {origin.architecture}, not of {name}')
     if tag and given and tag != given:
         raise UserError(f'two tags, {given} and {tag}; give one')
-    tag = tag or given or re.sub(r'[^A-Za-z0-9_.-]+', '_', known.dataset)
+    tag = tag or given or origin.tag or re.sub(r'[^A-Za-z0-9_.-]+', '_', known.dataset)
     if not tag:
         raise UserError('without a data set, the weights need a tag: name them NAME.TAG')
     found = Found(DirPlace(Path()), name, parse(f'{name}.{tag}')[1] or '')
@@ -135,8 +141,8 @@ def gather(
     _, model_args = parse_config(config, found)  # what no reader would take is not published either
     manifest = _manifest(model, known, found, license, data, state, model_args)
     files = {WEIGHTS: data, CONFIG: config}
-    if curves is not None:
-        files[CURVES] = curves
+    if origin.curves is not None:
+        files[CURVES] = origin.curves
     files[CARD] = card.render(manifest, CURVES in files).encode()
     manifest['files'] = {key: hashlib.sha256(content).hexdigest() for key, content in sorted(files.items())}
     files[MANIFEST] = json_bytes(manifest)
@@ -164,14 +170,30 @@ def _copy(folder: Folder) -> Contents:
     return Contents(folder.name_tag, manifest, {**files, MANIFEST: folder.manifest_bytes})
 
 
-def _read_published(folder: Folder) -> tuple[nn.Module, bytes, dict[str, Any]]:
-    """Published weights as `read_run` gives those of a run."""
+def _of_model(model: Any, facts: dict[str, Any]) -> _Origin:
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    if not cfg.get('architecture'):
+        raise UserError('the model was not made by timm.create_model, so that no config can be written for it')
+    return _Origin(model, cfg['architecture'], Facts(**facts))
+
+
+def _of_folder(folder: Folder, facts: dict[str, Any]) -> _Origin:
     cfg, model_args = parse_config(folder.read(CONFIG), folder)
-    data = folder.read(WEIGHTS)
-    model = timm.create_model(folder.name, pretrained_cfg=cfg, **model_args)
-    model.load_state_dict(safetensors.torch.load(data))
-    known = folder.manifest | {key: value for key, value in cfg.items() if value is not None}
-    return model, data, known | {'classes': cfg.get('label_names')}
+    data, manifest = folder.read(WEIGHTS), folder.manifest
+    curves = folder.read(CURVES) if CURVES in manifest['files'] else None
+    known = manifest | {key: value for key, value in cfg.items() if value is not None}
+    known['classes'] = cfg.get('label_names')
+    with _built(str(folder), 'publish it again'):
+        model = timm.create_model(folder.name, pretrained_cfg=cfg, **model_args)
+        model.load_state_dict(safetensors.torch.load(data))
+        return _Origin(model, folder.name, _known(known, facts), data, curves, folder.tag, manifest['license'])
+
+
+def _of_run(run: Path, facts: dict[str, Any]) -> _Origin:
+    model, data, result = read_run(run)
+    curves = _bytes_of(run / CURVES) if (run / CURVES).is_file() else None
+    with _built(str(run), 'train it again'):
+        return _Origin(model, result['model'].partition('.')[0], _known(result, facts), data, curves)
 
 
 def read_run(run: Path) -> tuple[nn.Module, bytes, dict[str, Any]]:
@@ -185,15 +207,25 @@ def read_run(run: Path) -> tuple[nn.Module, bytes, dict[str, Any]]:
         raise CheckFailed(
             f'{run / WEIGHTS} is not what was trained (sha256 {sha256} instead of {result.get("sha256")}); train again'
         )
-    try:
+    with _built(str(run), 'train it again'):
         name, recipe = result['model'].partition('.')[0], result.get('recipe') or {}
         args = {**(recipe.get('model_kwargs') or {}), 'in_chans': result['input_size'][0]}
         model = timm.create_model(name, num_classes=result['num_classes'], **args)
         model.load_state_dict(safetensors.torch.load(data))
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
-        raise UserError(f'{run} does not describe its model ({reason[:200]}); train it again') from None
     return model, data, result
+
+
+def _known(found: dict[str, Any], facts: dict[str, Any]) -> Facts:
+    return Facts(**{key: found[key] for key in _FACTS if key in found} | facts)
+
+
+@contextmanager
+def _built(where: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
+        reason = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
+        raise UserError(f'{where} does not describe its model ({reason[:200]}); {remedy}') from None
 
 
 def _config(model: nn.Module, known: Facts, found: Found, license: str) -> bytes:

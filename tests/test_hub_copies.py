@@ -13,7 +13,7 @@ import timm
 import torch
 from hub_client import connect
 from hub_server import serve
-from hubs import FACTS, NAME, contents_of, make_model, make_run, one_line
+from hubs import FACTS, NAME, contents_of, make_model, make_run, one_line, rewrite
 from PIL import Image
 
 from nf_zoo import cli, hub, places, weights
@@ -71,6 +71,19 @@ def test_another_tag_type_or_licence(first: Path, tmp_path: Path) -> None:
         assert torch.equal(loaded.state_dict[key], value.half())
     kept = hub.publish(f'{NAME}.toy', tmp_path / 'third', tag='again')
     assert json.loads((Path(kept) / 'manifest.json').read_text())['license'] == old['license']
+
+
+def test_the_tag_stays_whatever_the_data_set_is_called(first: Path, tmp_path: Path) -> None:
+    hub.publish(make_model(), first, f'{NAME}.mine', dataset='cifar10')
+    assert Path(hub.publish(f'{NAME}.mine', tmp_path / 'second', dtype='bfloat16')).name == f'{NAME}.mine'
+
+
+def test_what_no_model_can_be_built_from_is_not_published(first: Path, tmp_path: Path) -> None:
+    config = (first / f'{NAME}.toy' / 'config.json').read_bytes()
+    rewrite(first / f'{NAME}.toy', 'config.json', config.replace(b'"depths": [\n      1,', b'"depths": [\n      2,'))
+    with pytest.raises(UserError, match='does not describe') as error:
+        hub.publish(f'{NAME}.toy', tmp_path / 'second', tag='other')
+    one_line(error)
 
 
 def test_what_is_no_name(first: Path, tmp_path: Path) -> None:
