@@ -129,6 +129,15 @@ MANIFEST_KEYS: dict[str, Check] = {
     'files': _dict(_text(96, _TAG), _text(64, _SHA256), 100),
 }
 
+# What older manifests, or those of weights without a training, don't have.
+MANIFEST_OPTIONS: dict[str, Check] = {
+    'tolerance': _dict(_name, _number(0, 100), 100),
+    'parameters': _whole(0, FILE_LIMIT),
+    'dtype': _text(64),
+    'published': _text(32),
+    **dict.fromkeys(('recipe', 'model_args', 'versions'), lambda v: isinstance(v, dict)),
+}
+
 
 def read_json(data: bytes, where: str | Path) -> dict[str, Any]:
     """A JSON object, strictly. Raises UserError: anything else."""

@@ -122,6 +122,10 @@ def _measure(folder: Folder, model: nn.Module, data_dir: str | Path) -> dict[str
     recorded = folder.manifest['metrics']
     if recorded.get('top1') is None:
         raise CheckFailed(f'{folder} has no recorded accuracy to compare with; publish it again with its metrics')
+    size = (folder.manifest.get('recipe') or {}).get('val_img_size')
+    if type(size) is int and 0 < size <= 4096:  # of the images that the recorded accuracy is of
+        cfg: Any = model.pretrained_cfg
+        cfg['input_size'] = (cfg['input_size'][0], size, size)
     measured = evaluate(model, folder.manifest['dataset'], data_dir)
     tolerance = folder.manifest.get('tolerance', {}).get('top1', 0.05)
     if measured['n'] != recorded.get('n') or not abs(measured['top1'] - recorded['top1']) <= tolerance:

@@ -34,6 +34,7 @@ from .schema import (
     CONFIG_KEYS,
     FORMAT,
     MANIFEST_KEYS,
+    MANIFEST_OPTIONS,
     MODEL_ARGS,
     PRETRAINED_CFG_KEYS,
     read_json,
@@ -243,6 +244,7 @@ def open_folder(found: Found) -> Folder:
     if isinstance(manifest.get('format'), int) and manifest['format'] > FORMAT:
         raise UserError(f'{where} is of a newer format ({manifest["format"]}); upgrade nf-zoo')
     validate({key: manifest.get(key) for key in MANIFEST_KEYS}, MANIFEST_KEYS, where)
+    validate({key: manifest[key] for key in MANIFEST_OPTIONS if key in manifest}, MANIFEST_OPTIONS, where)
     owner = f'{manifest["architecture"]}.{manifest["tag"]}'
     if owner != found.name_tag:
         raise UserError(f'{where} is the one of {owner}; {_remedy(found, file)}')

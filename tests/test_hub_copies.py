@@ -143,6 +143,14 @@ def test_verify_measures_image_folders(tmp_path: Path) -> None:
     hub.publish(model, tmp_path / 'hub', f'{NAME}.wrong', **facts | {'metrics': measured | {'top1': 101.0}})
     with pytest.raises(CheckFailed, match='recorded'):
         hub.verify(f'{NAME}.wrong', tmp_path / 'data', tmp_path / 'hub')
+    model.pretrained_cfg['input_size'] = (3, 40, 40)
+    larger = evaluate(model, 'folder', tmp_path / 'data')
+    model.pretrained_cfg['input_size'] = (3, 32, 32)
+    hub.publish(
+        model, tmp_path / 'hub', f'{NAME}.larger', **facts | {'metrics': larger, 'recipe': {'val_img_size': 40}}
+    )
+    again = hub.verify(f'{NAME}.larger', tmp_path / 'data', tmp_path / 'hub').measured
+    assert again == pytest.approx(larger) and again['loss'] != measured['loss']
     (tmp_path / 'data/validation/dog').rename(tmp_path / 'data/validation/wolf')
     with pytest.raises(UserError, match='dog, wolf') as error:
         hub.verify(f'{NAME}.pets', tmp_path / 'data', tmp_path / 'hub')

@@ -153,6 +153,12 @@ def test_hostile_json(hub: Path, filename: str, data: bytes) -> None:
         {'files': {'model.safetensors': 1}},
         {'metrics': {'top1': 'x'}},
         {'license': None},
+        {'tolerance': [5]},
+        {'tolerance': {'top1': 1e9}},
+        {'recipe': ['lr']},
+        {'model_args': 'x'},
+        {'published': 20261121},
+        {'parameters': -1},
     ],
 )
 def test_hostile_manifest(hub: Path, change: dict[str, Any]) -> None:
