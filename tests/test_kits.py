@@ -121,7 +121,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pictures |= {'palette': picture.quantize(), 'grey': picture.convert('L')}
     for name, one in pictures.items():
         one.save(folder / f'{name}.png')
-    picture.save(folder / 'photograph.jpg', subsampling=0)
     return sorted(folder.iterdir())
 
 
@@ -223,20 +222,28 @@ def test_what_is_transparent_is_white(kit: Any, models: Any, files: Files, tmp_p
     agree(models('photos'), [path], answers([*command, files('photos', extension)], [path]))
 
 
-def turned(folder: Path) -> Path:
-    """A photograph that its EXIF data say lies on its side."""
+def photograph(folder: Path) -> Path:
+    """A JPEG file that its EXIF data say lies on its side."""
     pixels = np.random.default_rng(1).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(pixels).resize((300, 200), Image.Resampling.BICUBIC).save(folder / 'turned.jpg', exif=exif)
-    return folder / 'turned.jpg'
+    Image.fromarray(pixels).resize((300, 200), Image.Resampling.BICUBIC).save(folder / 'photograph.jpg', exif=exif)
+    return folder / 'photograph.jpg'
 
 
 @pytest.mark.parametrize('kit', ['python', 'node'], indirect=True)
-def test_a_photograph_is_turned_upright(kit: Any, models: Any, files: Files, tmp_path: Path) -> None:
+def test_a_photograph_is_decoded_and_turned(kit: Any, models: Any, files: Files, tmp_path: Path) -> None:
     command, extension = kit
-    path = turned(tmp_path)
+    path = photograph(tmp_path)
     agree(models('photos'), [path], answers([*command, files('photos', extension)], [path]))
+
+
+@pytest.mark.parametrize('kit', ['cpp'], indirect=True)
+def test_a_portable_pixmap(kit: Any, models: Any, files: Files, images: list[Path], tmp_path: Path) -> None:
+    command, extension = kit
+    Image.open(images[-1]).save(tmp_path / 'image.ppm')
+    rows = answers([*command, files('photos', extension)], [tmp_path / 'image.ppm'])
+    agree(models('photos'), images[-1:], rows)
 
 
 def test_a_missing_file_is_said_in_a_line(kit: Any, tmp_path: Path) -> None:
@@ -272,7 +279,7 @@ def test_the_page_in_a_browser(page: str, models: Any, images: list[Path], tmp_p
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
     pixels[..., 3] = pixels[..., 3] // 128 * 255
     Image.fromarray(pixels).save(tmp_path / 'clear.png')
-    images = [*images, tmp_path / 'clear.png', turned(tmp_path)]
+    images = [*images, tmp_path / 'clear.png', photograph(tmp_path)]
     command = [shutil.which('node'), KITS / 'browser' / 'test.js', page, tmp_path, *images]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr
