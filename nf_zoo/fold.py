@@ -15,7 +15,7 @@ from torch import nn
 from .convs import InputNormConv2d, WeightConv2d
 from .errors import UserError
 from .net import Bias, ResNet
-from .plain import PlainBlock, PreBlock, add_bias, affine, normed, scale_input, scale_output, then_affine
+from .plain import PlainBlock, PreBlock, Shift, add_bias, affine, normed, scale_input, scale_output, then_affine
 from .timm_blocks import StdConv, plain_act, plain_block, plain_std_conv
 
 
@@ -42,6 +42,8 @@ def fold(model: nn.Module) -> nn.Module:
         raise UserError(
             f'{type(model).__name__} has nothing to fold: neither a model of nf_zoo nor standardised weights'
         )
+    if any(p.is_meta for p in model.parameters()):
+        raise UserError("the model is on the device 'meta' and has no weights to fold")
     root = nn.ModuleList([deepcopy(model)])
     reparameterize_model(root, inplace=True)
     _replace(root, StdConv, plain_std_conv)
@@ -49,13 +51,7 @@ def fold(model: nn.Module) -> nn.Module:
     stems: dict[nn.Module, nn.Conv2d | None] = {}
     for net in list(root.modules()):
         if isinstance(net, ResNet | NormFreeNet | FeatureDictNet):
-            path = list(_path(net))
-            for step, following in pairwise(path):
-                _fold_step(step, following)
-            if isinstance(net, ResNet):
-                for step in path:
-                    if type(step.module) is nn.BatchNorm2d:
-                        step.replace(affine(step.module))
+            path = _fold_path(net)
             first = next((i for i, step in enumerate(path) if _is_stage(step.module)), 0)
             stems[path[first].module] = _conv_before(path[:first])
     for stage in root.modules():
@@ -110,6 +106,18 @@ def _path(net: ResNet | NormFreeNet | FeatureDictNet) -> Iterator[_Step]:
         yield _Step(net, 'final_act')
 
 
+def _fold_path(net: ResNet | NormFreeNet | FeatureDictNet) -> list[_Step]:
+    path = list(_path(net))
+    for step, following in pairwise(path):
+        _fold_step(step, following)
+    for step in path:  # what stands behind a feature level
+        if isinstance(net, ResNet) and type(step.module) is nn.BatchNorm2d:
+            step.replace(affine(step.module))
+        elif isinstance(step.module, Bias):
+            step.replace(Shift(step.module.bias))
+    return path
+
+
 def _fold_step(step: _Step, following: _Step) -> None:
     """Move what one of two neighbours does besides into the convolution that the other is."""
     module, after = step.module, following.module
@@ -120,7 +128,7 @@ def _fold_step(step: _Step, following: _Step) -> None:
         step.replace(plain_act(module)(inplace=module.inplace))
     if not isinstance(module, nn.Conv2d):
         return
-    if type(after) is nn.BatchNorm2d:
+    if type(after) is nn.BatchNorm2d and type(module) is nn.Conv2d:
         step.replace(normed(module, after))
         following.replace(nn.Identity())
     elif isinstance(after, Bias):

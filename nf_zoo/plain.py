@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .convs import InputNormConv2d, plain_conv, standardize
-from .net import Bias, PadShortcut
+from .net import PadShortcut
 
 Act = Callable[..., nn.Module]
 Convs = tuple[nn.Module, nn.Module, nn.Module | None]
@@ -52,6 +52,17 @@ class Scale(nn.Module):
         return self.gain * x
 
 
+class Shift(nn.Module):
+    """x + b, with one b or one for each channel, in a shape that asks for no other operator."""
+
+    def __init__(self, bias: Tensor):
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach().view(-1, 1, 1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
 # ---- moving constants
 
 
@@ -90,7 +101,7 @@ def scale_input(module: nn.Module, factor: float | Tensor) -> None:
     """
     if isinstance(module, nn.Sequential):
         for part in module:
-            if isinstance(part, Bias):
+            if isinstance(part, Shift):
                 part.bias.div_(factor)
             elif isinstance(part, Fill):
                 part.value /= float(factor)
@@ -123,9 +134,7 @@ def biased(conv: nn.Module, before: Tensor, after: Tensor | None = None) -> nn.M
         add_bias(conv, after)
     assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
     if any(conv.padding) and before.numel() > 1:
-        bias = Bias(before.numel(), device=before.device, dtype=before.dtype)
-        bias.bias.copy_(before)
-        return nn.Sequential(OrderedDict(bias=bias, conv=conv)).train(conv.training)
+        return nn.Sequential(OrderedDict(bias=Shift(before), conv=conv)).train(conv.training)
     add_bias(conv, (conv.weight * before.view(1, -1, 1, 1)).sum((1, 2, 3)))
     if not any(conv.padding):
         return conv

@@ -82,8 +82,8 @@ FAMILIES = [
 ]
 every_family = pytest.mark.parametrize('name', FAMILIES)
 
-CONSTANT = {'flatten', 'dropout', 'to', 'view'}  # of nothing but shapes, in eval mode
-PLAIN = {'_convolution', 'relu', 'relu_', 'add_', 'max_pool2d', 'adaptive_avg_pool2d', 'linear'} | CONSTANT
+NOTHING = {'flatten', 'dropout'}  # the latter in eval mode
+PLAIN = {'_convolution', 'relu', 'relu_', 'add_', 'max_pool2d', 'adaptive_avg_pool2d', 'linear'} | NOTHING
 EXTRA = {
     'fixup': {'pad', 'add'},  # a bias before padding; the bias before the pooling, which is behind the last features
     'rescale': {'add', 'avg_pool2d'},  # biases per channel before padding and before the pooling
@@ -402,6 +402,7 @@ def test_names_that_nf_zoo_hands_to_timm() -> None:
         ('eunnet50', "can't fold str; give the PyTorch model"),
         (nn.Conv2d(1, 1, 1), 'Conv2d has nothing to fold'),
         (torch.jit.script(nn.ReLU()), "can't fold a TorchScript module"),
+        (timm.create_model('eunnet20_cifar', device='meta'), "on the device 'meta' and has no weights"),
     ],
 )
 def test_what_cannot_be_folded(thing: Any, message: str) -> None:
