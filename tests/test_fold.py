@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import pytest
@@ -225,12 +226,13 @@ def test_folding_twice_is_folding_once(name: str) -> None:
     assert torch.equal(once(x), twice(x))
 
 
-@pytest.mark.parametrize('kwargs', [{}, SE], ids=identify)
-@every_family
+@pytest.mark.parametrize(
+    ('name', 'kwargs'),
+    [*((name, {}) for name in FAMILIES), *((name, SE) for name in FAMILIES if name.endswith('_cifar'))],
+    ids=identify,
+)
 @torch.inference_mode()
 def test_a_state_dict_is_all_that_a_folded_network_is(name: str, kwargs: dict[str, Any]) -> None:
-    if name in ('dm_nf_resnet50', 'wn_resnet18') and kwargs:
-        pytest.skip('slow, and the same parts as in other families')
     model = build(name, **kwargs)
     other = build(name, **kwargs)
     for key, parameter in other.named_parameters():
@@ -288,6 +290,12 @@ def test_a_part_of_a_network_can_be_folded(name: str) -> None:
         close(fold(stage[0])(x), stage[0](x))
 
 
+@cache
+def five_scalars(name: str, se: bool) -> nn.Module:
+    depths = (5, 1, 1, 1) if name.startswith('learn') else (3, 1, 1)
+    return build(name, depths=depths, attn_layer='se' if se else None)
+
+
 SCALARS = st.sampled_from([-2.0, -1e-3, 0.0, 1e-3, 0.5, 1.0, 3.0])
 
 
@@ -295,8 +303,7 @@ SCALARS = st.sampled_from([-2.0, -1e-3, 0.0, 1e-3, 0.5, 1.0, 3.0])
 @torch.inference_mode()
 def test_scalars_of_every_sign(scalars: list[float], se: bool) -> None:
     for name in ('learnscalar_resnet18_cifar', 'fixup_resnet20_cifar', 'skipinit_resnet20_cifar', 'rescalenet20_cifar'):
-        depths = (5, 1, 1, 1) if name.startswith('learn') else (3, 1, 1)
-        model = build(name, depths=depths, attn_layer='se' if se else None)
+        model = five_scalars(name, se)
         found = [p for key, p in model.named_parameters() if key.endswith(('.scale', '.skip_gain'))]
         assert len(found) == 5
         for parameter, scalar in zip(found, scalars, strict=True):
