@@ -393,14 +393,14 @@ from nf_zoo.errors import UserError
 from hubs import *
 for work in (
     lambda: hub.fetch(f'{NAME}.{TAG}', 'hf://org'),
-    lambda: hub.publish(make_model(), os.environ['SMALL'] + '/hub', tag=TAG),
+    lambda: hub.publish(make_model(), os.environ['SMALL'] + '/own', tag=TAG),
 ):
     try:
         work()
     except UserError as error:
         print(error)
 left = [p for p in __import__('pathlib').Path(os.environ['SMALL']).rglob('*') if p.suffix == '.incomplete']
-print(left, os.listdir(os.environ['SMALL'] + '/hub'))
+print(left, os.listdir(os.environ['SMALL'] + '/own'))
 """
     small = tmp_path / 'small'
     small.mkdir()
