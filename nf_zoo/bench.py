@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from .convs import InputNormConv2d, plain_conv
 from .errors import UserError, nearest
+from .plain import Standardize
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,14 @@ def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict
 
 
 def floor_of(model: nn.Module) -> nn.Module:
-    """A copy whose input-normalising convolutions are plain ones: the same network without the normalisation."""
+    """A copy, also of a folded network, in which nothing is normalised and every convolution is a plain one."""
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, InputNormConv2d):
                 setattr(module, name, _Plain(child))
+            elif isinstance(child, Standardize):
+                setattr(module, name, nn.Identity())
     return model
 
 

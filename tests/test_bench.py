@@ -5,9 +5,11 @@ import timm
 import torch
 from torch import nn
 
+from nf_zoo import fold
 from nf_zoo.bench import BENCHES, Row, bench, bench_engine, floor_of, interleaved, saved_bytes
 from nf_zoo.convs import InputNormConv2d
 from nf_zoo.errors import UserError
+from nf_zoo.plain import Standardize
 
 
 def test_rounds_are_interleaved_and_the_first_is_not_counted():
@@ -22,11 +24,13 @@ def test_a_row_is_a_ratio():
     assert '1.500 x peer' in str(Row('x', 'peer', 3.0, 2.0, 'ms'))
 
 
-def test_floor_is_the_same_network_without_normalisation():
-    model = timm.create_model('eunnet20_cifar', depths=(1, 1, 1))
+@pytest.mark.parametrize('folded', [False, True])
+def test_floor_is_the_same_network_without_normalisation(folded):
+    model = timm.create_model('eunnet50', depths=(1, 1, 1, 1), num_classes=10)
+    model = fold(model) if folded else model
     floor = floor_of(model)
-    assert not any(isinstance(m, InputNormConv2d) for m in floor.modules())
-    assert any(isinstance(m, InputNormConv2d) for m in model.modules())
+    assert not any(isinstance(m, InputNormConv2d | Standardize) for m in floor.modules())
+    assert any(isinstance(m, InputNormConv2d | Standardize) for m in model.modules())
     count = [sum(p.numel() for p in m.parameters()) for m in (model, floor)]
     assert count[0] == count[1]
     assert floor(torch.randn(2, 3, 32, 32)).shape == (2, 10)
