@@ -42,17 +42,19 @@ class Row:
         )
 
 
-def interleaved(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def interleaved(
+    functions: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median milliseconds of each function; every round calls all of them in turn, the first is not counted."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for count in range(rounds + 1):
         for name, function in functions.items():
-            start = time.perf_counter()
+            start = clock()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if count:
-                times[name].append(1e3 * (time.perf_counter() - start))
+                times[name].append(1e3 * (clock() - start))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -189,10 +191,17 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     return step
 
 
+def _bench_export() -> list[Row]:
+    from .bench_export import bench_export
+
+    return bench_export()
+
+
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     'engine': bench_engine,
     'inference': bench_inference,
     'training': bench_training,
+    'export': _bench_export,
 }
 
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from nf_zoo import fold
 from nf_zoo.bench import BENCHES, Row, bench, bench_engine, floor_of, interleaved, saved_bytes
+from nf_zoo.bench_export import bench_export
 from nf_zoo.convs import InputNormConv2d
 from nf_zoo.errors import UserError
 from nf_zoo.plain import Standardize
@@ -50,4 +51,16 @@ def test_the_engine_runs_beside_a_bare_loop():
 def test_unknown_bench_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'engine'"):
         bench('engin')
-    assert set(BENCHES) == {'engine', 'inference', 'training'}
+    assert set(BENCHES) == {'engine', 'inference', 'training', 'export'}
+
+
+@pytest.mark.soak
+def test_exports_beside_their_peers():
+    pytest.importorskip('onnxruntime')
+    rows = {f'{row.what}, {row.peer}': row for row in bench_export(rounds=1, side=32, formats=('ONNX', 'TorchScript'))}
+    assert rows['nf_resnet50 ONNX: nodes, timm nf'].value == 125
+    assert rows['nf_resnet50 ONNX: nodes after ONNX Runtime, BN'].value <= 75
+    assert all(0 < row.ratio < 1 for what, row in rows.items() if 'largest difference' in what)
+    assert {what.partition(',')[0] for what in rows if 'latency' in what} == {
+        f'{name} {format}: latency' for name in ('nf_resnet50', 'eunnet50') for format in ('ONNX', 'TorchScript')
+    }

@@ -1,0 +1,162 @@
+"""Exported networks, as ratios to peers: graphs, sizes, start-up and latency, all latencies interleaved in one run.
+
+The peers: "timm nf" is timm's own ONNX export of its nf_resnet50, "BN" that of its resnet50, "floor" the same network
+without normalisation, "eager" the network in PyTorch as it was trained.
+"""
+
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import nfnet
+from torch import Tensor, nn
+
+from .bench import Row, floor_of, interleaved
+from .errors import UserError
+from .export import ExportReport, export_aoti, export_onnx, export_pt2, export_torchscript
+from .export.case import extra
+from .export.survey import randomize
+from .fold import fold
+
+Run = Callable[[Tensor], object]
+TOLERANCE = 1e-4
+NF, EUN = 'nf_resnet50', 'eunnet50'
+FORMATS: dict[str, Callable[..., ExportReport]] = {
+    'ONNX': export_onnx,
+    'TorchScript': export_torchscript,
+    'pt2': export_pt2,
+    'AOTInductor': export_aoti,
+}
+
+
+def bench_export(rounds: int = 11, side: int = 224, formats: Sequence[str] = tuple(FORMATS)) -> list[Row]:
+    """nf_resnet50 and eunnet50, folded, in every format, at batch 1 and 8 of ``side`` pixels.
+
+    With one thread (``OMP_NUM_THREADS=1``) the time is the processor's, which other programs disturb little.
+    """
+    extra('onnxruntime')
+    with tempfile.TemporaryDirectory() as folder, _no_warnings():
+        return _rows(Path(folder), rounds, (3, side, side), formats)
+
+
+def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Sequence[str]) -> list[Row]:
+    models = {NF: timm.create_model(NF).eval(), EUN: timm.create_model(EUN).eval()}
+    for model in models.values():
+        randomize(model)
+    rows: list[Row] = []
+    files: dict[str, Path] = {}
+    reports: dict[str, ExportReport] = {}
+    for name, model in models.items():
+        for format in formats:
+            path = folder / f'{name} {format}.pt2'  # AOTInductor insists on this suffix, the others don't mind
+            try:
+                reports[f'{name} {format}'] = FORMATS[format](model, path, input_size=shape)
+                files[f'{name} {format}'] = path
+            except UserError:  # no compiler
+                if format != 'AOTInductor':
+                    raise
+    files['floor'] = folder / 'floor.onnx'
+    export_onnx(floor_of(fold(models[EUN])), files['floor'], fold=False, input_size=shape)
+    for name, peer in (('timm nf', nfnet.nf_resnet50()), ('BN', timm.create_model('resnet50'))):
+        files[name] = folder / f'{name}.onnx'
+        _timm_export(peer.eval(), files[name], shape)
+
+    mine = f'{NF} ONNX'
+    nodes, left = {}, {}
+    for name in (mine, 'timm nf', 'BN'):
+        nodes[name], left[name] = _nodes(files[name], folder)
+    for peer_name in ('timm nf', 'BN'):
+        rows.append(Row(f'{mine}: nodes', peer_name, nodes[mine], nodes[peer_name], ''))
+        rows.append(Row(f'{mine}: nodes after ONNX Runtime', peer_name, left[mine], left[peer_name], ''))
+    size = {name: path.stat().st_size / 2**20 for name, path in files.items()}
+    rows += [Row(f'{mine}: file', peer, size[mine], size[peer], 'MiB') for peer in ('timm nf', 'BN')]
+
+    start = {name: _start_up(name, path, torch.randn(1, *shape)) for name, path in files.items()}
+    peers = [(mine, 'timm nf'), (mine, 'BN'), (f'{EUN} ONNX', 'floor')]
+    rows += [Row(f'{name}: start-up', peer, start[name], start[peer], 'ms') for name, peer in peers]
+    weights = {name: sum(p.nbytes for p in model.parameters()) / 2**20 for name, model in models.items()}
+    for name, report in reports.items():
+        rows.append(Row(f'{name}: largest difference', 'allowed', 1e6 * report.max_abs_diff, 1e6 * TOLERANCE, 'e-6'))
+        rows.append(Row(f'{name}: file', 'weights', size[name], weights[name.split()[0]], 'MiB'))
+        rows.append(Row(f'{name}: start-up', f'{NF} ONNX', start[name], start[mine], 'ms'))
+
+    runs: dict[str, Run] = {f'{name} eager': model for name, model in models.items()}
+    runs |= {name: _load(name, path) for name, path in files.items()}
+    for batch in (1, 8):
+        x = torch.randn(batch, *shape)
+        calls = {name: _call(run, x) for name, run in runs.items()}
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        with torch.inference_mode():
+            times = interleaved(calls, rounds, clock)
+        found = peers + [(name, f'{name.split()[0]} eager') for name in reports]
+        rows += [Row(f'{name}: latency, batch {batch}', peer, times[name], times[peer], 'ms') for name, peer in found]
+    return rows
+
+
+def _timm_export(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> None:
+    from timm.utils.onnx import onnx_export
+
+    onnx_export(model, str(path), torch.randn(2, *shape), check=False, input_names=['input'], output_names=['output'])
+
+
+def _options() -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return options
+
+
+def _nodes(path: Path, folder: Path) -> tuple[int, int]:
+    """Nodes of a file, and of what ONNX Runtime makes of it."""
+    import onnx
+    import onnxruntime
+
+    options = _options()
+    options.optimized_model_filepath = str(folder / 'optimised.onnx')
+    onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    before, after = (onnx.load(file).graph.node for file in (path, folder / 'optimised.onnx'))
+    return len(before), len(after)
+
+
+def _load(name: str, path: Path) -> Run:
+    if name.endswith('TorchScript'):
+        return torch.jit.load(path)
+    if name.endswith('pt2'):
+        return torch.export.load(path).module()
+    if name.endswith('AOTInductor'):
+        return torch._inductor.aoti_load_package(str(path))
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, _options(), providers=['CPUExecutionProvider'])
+    return lambda x: session.run(None, {'input': x.numpy()})
+
+
+def _start_up(name: str, path: Path, x: Tensor) -> float:
+    """Milliseconds from the file to the first answer, the median of three."""
+    found = []
+    for _ in range(3):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            _load(name, path)(x)
+        found.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(found)
+
+
+def _call(run: Run, x: Tensor) -> Callable[[], object]:
+    return lambda: run(x)
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # TorchScript and timm's exporter are deprecated upstream
+        yield
