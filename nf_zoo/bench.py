@@ -197,8 +197,15 @@ def _bench_export() -> list[Row]:
     return bench_export()
 
 
+def _epoch() -> list[Row]:
+    from .bench_epoch import bench_epoch
+
+    return bench_epoch()
+
+
 BENCHES: dict[str, Callable[[], list[Row]]] = {
     'engine': bench_engine,
+    'epoch': _epoch,
     'inference': bench_inference,
     'training': bench_training,
     'export': _bench_export,

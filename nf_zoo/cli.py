@@ -224,7 +224,7 @@ def _signal_options(add: Callable[..., Any]) -> None:
 
 
 def _bench_options(add: Callable[..., Any]) -> None:
-    add('what', nargs='?', default='all', metavar='WHAT', help='engine, inference, training, export (all)')
+    add('what', nargs='?', default='all', metavar='WHAT', help='engine, epoch, inference, training, export (all)')
 
 
 # name: (one line of help, example, options, function)

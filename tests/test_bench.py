@@ -48,10 +48,17 @@ def test_the_engine_runs_beside_a_bare_loop():
     assert row.peer == 'bare loop' and row.value > 0 and row.peer_value > 0
 
 
+def test_an_epoch_runs_beside_timms():
+    options = {'model_kwargs': {'depths': [1, 1, 1]}, 'batch_size': 4, 'train_sizes': {0: 16, 20: 32}, 'epochs': 30}
+    full, mean = bench_epoch(rounds=1, steps=2, workers=0, **options)
+    assert full.peer == mean.peer == "timm's loader and loop"
+    assert full.value > 0 and mean.value > 0 and full.peer_value == mean.peer_value > 0
+
+
 def test_unknown_bench_names_the_nearest():
     with pytest.raises(UserError, match="did you mean 'engine'"):
         bench('engin')
-    assert set(BENCHES) == {'engine', 'inference', 'training', 'export'}
+    assert set(BENCHES) == {'engine', 'epoch', 'inference', 'training', 'export'}
 
 
 @pytest.mark.soak

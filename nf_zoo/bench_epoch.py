@@ -1,0 +1,121 @@
+"""An epoch of a recipe in the training engine, against the same recipe in timm's own loader and loop."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import create_loader
+from timm.optim import create_optimizer_v2, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
+from timm.utils import AverageMeter
+
+from .bench import Row, interleaved
+from .train import build
+from .train.data import MemorySet
+from .train.engine import Run
+from .train.folder import MemoryPictures
+from .train.progress import StopSignal
+from .train.recipe import Recipe
+
+# configs/cifar10/eunnet20_cifar.yaml, as far as an epoch's time depends on it.
+RECIPE: dict[str, Any] = dict(
+    model='eunnet20_cifar', batch_size=128, epochs=30, lr=0.1, weight_decay=5e-4, smoothing=0.0,
+    train_sizes={0: 24, 16: 32}, sched_on_updates=True, warmup_epochs=3, amp=True,
+)  # fmt: skip
+IMAGES = 50_000
+
+
+def bench_epoch(rounds: int = 3, steps: int = 20, workers: int = 4, **options: Any) -> list[Row]:
+    """Seconds of an epoch of CIFAR-10's 50,000 images, from ``steps`` updates in turn: at full size, and as the mean of
+    the recipe's epochs, most of which are on smaller crops. timm's side has its defaults: single pictures, random
+    resized crops and colour jitter in ``workers`` processes, which are kept over the rounds."""
+    recipe = Recipe().with_options({**RECIPE, 'log_interval': steps, **options})
+    n = steps * recipe.batch_size
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
+    sets = (MemorySet(images, torch.randint(0, 10, (n,)), [str(i) for i in range(10)]),) * 2
+    starts = sorted({0: 32, **recipe.train_sizes}.items())
+    spans = [
+        (end - start) / recipe.epochs
+        for (start, _), end in zip(starts, [*(s for s, _ in starts[1:]), recipe.epochs], strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        calls = {'timm': _timm(recipe, sets[0], steps, workers)}
+        for side in {32, *(side for _, side in starts)}:
+            run = Run(
+                recipe.with_options({'train_sizes': {0: side}, 'output': folder}),
+                Path(folder),
+                lambda line: None,
+                False,
+                sets,
+            )
+            calls[str(side)] = _engine(run)
+        times = {
+            name: t / 1e3 / steps * (IMAGES // recipe.batch_size) for name, t in interleaved(calls, rounds).items()
+        }
+    mean = sum(part * times[str(side)] for part, (_, side) in zip(spans, starts, strict=True))
+    peer = "timm's loader and loop"
+    return [
+        Row(f'{recipe.model}: epoch at full size', peer, times['32'], times['timm'], 's'),
+        Row(f'{recipe.model}: mean epoch of the recipe', peer, mean, times['timm'], 's'),
+    ]
+
+
+def _engine(run: Run) -> Callable[[], object]:
+    def epoch() -> None:
+        run.updates = 0
+        run.model.train()
+        with StopSignal() as stop:
+            run.train_epoch(0, stop)
+
+    return epoch
+
+
+def _timm(recipe: Recipe, images: MemorySet, steps: int, workers: int) -> Callable[[], object]:
+    """An epoch of timm's train.py over ``images``."""
+    device = build.build_device(recipe, build.Processes())
+    model = timm.create_model(recipe.model, num_classes=10, **recipe.model_kwargs).to(device)
+    config = timm.data.resolve_data_config(model=model)
+    optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(recipe), 'lr': recipe.lr})
+    scheduler, _ = create_scheduler_v2(optimizer, updates_per_epoch=steps, **scheduler_kwargs(recipe))
+    loss_fn = build.build_loss(recipe)
+    autocast = build.build_autocast(recipe, device, lambda line: None)
+    loader = create_loader(
+        _Transformed(images),
+        input_size=config['input_size'],
+        batch_size=recipe.batch_size,
+        is_training=True,
+        interpolation='random',
+        mean=config['mean'],
+        std=config['std'],
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        device=device,
+    )
+
+    def epoch() -> None:
+        model.train()
+        losses = AverageMeter()
+        for update, (x, y) in enumerate(loader):
+            with autocast():
+                loss = loss_fn(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step_update(update + 1)
+            if update + 1 == steps:
+                losses.update(loss.item(), x.size(0))
+
+    return epoch
+
+
+class _Transformed(MemoryPictures):
+    """With the place that timm's loader puts its transform in."""
+
+    transform: Callable[[Any], Any] | None = None
+
+    def __getitem__(self, number: int) -> tuple[Any, int]:
+        picture, label = super().__getitem__(number)
+        return self.transform(picture) if self.transform else picture, label
