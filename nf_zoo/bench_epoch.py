@@ -1,5 +1,6 @@
 """An epoch of a recipe in the training engine, against the same recipe in timm's own loader and loop."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,7 @@ def _timm(recipe: Recipe, images: MemorySet, steps: int, workers: int) -> Callab
         interpolation='random',
         mean=config['mean'],
         std=config['std'],
-        num_workers=workers,
+        num_workers=min(workers, os.cpu_count() or 1),
         persistent_workers=workers > 0,
         device=device,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import timm
 import torch
-from families import SHALLOW, general_position, representatives
+from families import SHALLOW, representatives, small
 from torch import Tensor
 from train_toys import toy_recipe
 
@@ -19,7 +19,6 @@ from nf_zoo.train.engine import Run
 from nf_zoo.train.processes import Processes
 
 PART = 3  # images of half an update
-STATES: dict[str, dict[str, Tensor]] = {}
 
 
 def images() -> MemorySet:
@@ -28,13 +27,21 @@ def images() -> MemorySet:
     return MemorySet(pixels, torch.arange(2 * PART) % 3, ['a', 'b', 'c'])
 
 
-def gradients(name: str, folder: Path, batch: int, accumulate: int, processes: Processes) -> Tensor:
-    stages = len(timm.create_model(name, device='meta').stages)
-    recipe = toy_recipe(
-        folder, model=name, model_kwargs={'depths': SHALLOW[stages]}, batch_size=batch, grad_accum_steps=accumulate
-    )
-    run = Run(recipe, folder, lambda line: None, False, (images(),) * 2, processes)
-    state = STATES.setdefault(name, general_position(run.model).state_dict())
+def families() -> list[str]:
+    """A network of every family, in the smaller layout where there are two."""
+    names = sorted(representatives(), key=lambda name: not name.endswith('_cifar'))
+    chosen: dict[type, str] = {}
+    for name in names:
+        chosen.setdefault(type(timm.create_model(name, device='meta')), name)
+    return list(chosen.values())
+
+
+def gradients(
+    name: str, state: dict[str, Tensor], folder: Path, batch: int, accumulate: int, processes: Processes
+) -> Tensor:
+    depths = {'depths': SHALLOW[len(timm.create_model(name, device='meta').stages)]}
+    options = {'model': name, 'model_kwargs': depths, 'batch_size': batch, 'grad_accum_steps': accumulate}
+    run = Run(toy_recipe(folder, **options), folder, lambda line: None, False, (images(),) * 2, processes)
     run.model.load_state_dict(state)  # an initialisation from data depends on the size of its batches
     run.model.train()
     batches = run.data.train_batches(0, processes.rank, processes.size)
@@ -50,11 +57,15 @@ def main() -> None:
     alone.rank, alone.size = 0, 1
     found = {}
     with Processes() as processes:
-        for name in representatives():
+        for name in families():
             place = folder / name / str(processes.rank)
-            whole = gradients(name, place, 2 * PART, 1, alone)
-            others = gradients(name, place, PART, 2, alone), gradients(name, place, PART, 1, processes)
-            found[name] = [float((other - whole).abs().max() / whole.abs().max()) for other in others]
+            torch.manual_seed(0)
+            state = small(name, num_classes=3).state_dict()
+            in_two = gradients(name, state, place, PART, 1, processes)
+            if processes.first:
+                whole = gradients(name, state, place, 2 * PART, 1, alone)
+                others = gradients(name, state, place, PART, 2, alone), in_two
+                found[name] = [float((other - whole).abs().max() / whole.abs().max()) for other in others]
     if processes.first:
         print(json.dumps(found))
 

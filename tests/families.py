@@ -23,11 +23,7 @@ def small(name: str, **kwargs) -> nn.Module:
     """``name`` with few blocks and ten classes, in general position: every parameter away from its initial value."""
     stages = len(timm.create_model(name, device='meta').stages)
     kwargs = {'depths': SHALLOW[stages], 'num_classes': 10, **kwargs}
-    return general_position(timm.create_model(name, **kwargs))
-
-
-def general_position(model: nn.Module) -> nn.Module:
-    """Move every parameter of ``model`` away from its initial value."""
+    model = timm.create_model(name, **kwargs)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -21,23 +21,29 @@ from nf_zoo.train import Recipe, train
 from nf_zoo.train.build import learning_rate
 from nf_zoo.train.processes import share_out
 
+pytestmark = pytest.mark.timeout(300)
 HERE = Path(__file__).parent
 
 
 def torchrun(*arguments: str, processes: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, 'PYTHONPATH': f'{HERE.parent}{os.pathsep}{HERE}', 'PYTHONWARNINGS': 'error'}
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
-    found = subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, timeout=100)
+    with subprocess.Popen([*command, *arguments], env=env, stdout=-1, stderr=-1, text=True) as agent:
+        try:
+            out, error = agent.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            agent.terminate()  # torchrun then ends its processes; killed, it would leave them behind
+            raise
+    found = subprocess.CompletedProcess(command, agent.returncode, out, error)
     assert not check or found.returncode == 0, found.stderr
     return found
 
 
-@pytest.mark.timeout(300)
 def test_one_batch_two_in_turn_and_two_processes_give_the_same_gradients_without_batch_normalization(
     tmp_path: Path,
 ) -> None:
     found = json.loads(torchrun(str(HERE / 'ddp_families.py'), str(tmp_path)).stdout)
-    assert len(found) > 20
+    assert len(found) > 12
     for name, differences in found.items():
         for difference in differences:
             assert difference > 1e-3 if name.startswith('bn_') else difference < 1e-10, name

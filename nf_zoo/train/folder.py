@@ -1,6 +1,7 @@
 """Pictures one by one, through timm's transforms: image folders (DIR/train/CLASS/*.jpg, DIR/validation/CLASS/*.jpg),
 data sets that timm opens, and in-memory sets with a policy such as RandAugment, which works on single pictures."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,7 +122,8 @@ class FolderData:
         self.train_n, self.val_n = len(train), len(val)
         self.batch_size = recipe.batch_size
         self.val_batch_size = recipe.validation_batch_size or recipe.batch_size
-        self.seed, self.workers, self.device = recipe.seed, recipe.workers, device
+        self.seed, self.device = recipe.seed, device
+        self.workers = min(recipe.workers, os.cpu_count() or 1)  # torch warns of more
 
     def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
