@@ -133,6 +133,7 @@ def report(found: dict[str, Any], output: Path) -> None:
     for key, right in correct.items():
         print(f'{key:<32}{f"{right} of {count}":>12}{f"{100 * right / count:.2f} %":>11}{gap[key]:>20.1e}')
     print('\nnodes of the ONNX graph: {} before folding, {} after'.format(*found['nodes']))
+    print('(in the folded one, the normalisation is in the elementary operators that ONNX Runtime runs fastest)')
     print('\nseconds')
     for key, seconds in found['seconds'].items():
         print(f'{key:<32}{seconds:>12.2f}')

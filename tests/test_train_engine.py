@@ -67,8 +67,12 @@ def test_it_computes_what_a_plain_loop_computes(tmp_path: Path) -> None:
         assert torch.equal(value, model.state_dict()[name]), name
 
 
-def test_the_results_are_reproduced_by_the_saved_weights(tmp_path: Path) -> None:
-    result = run_toy(tmp_path, smoothing=0.0)
+@pytest.mark.parametrize('amp', [False, True])
+def test_the_results_are_reproduced_by_the_saved_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: bool
+) -> None:
+    monkeypatch.setattr('nf_zoo.train.build._has_bf16', lambda device: True)
+    result = run_toy(tmp_path, smoothing=0.0, amp=amp)
     assert json.loads((tmp_path / 'result.json').read_text()) == result
     weights = (tmp_path / 'model.safetensors').read_bytes()
     assert (result['sha256'], result['bytes']) == (hashlib.sha256(weights).hexdigest(), len(weights))

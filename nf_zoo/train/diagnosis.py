@@ -1,16 +1,17 @@
 """Where a number that is none came from: the first layer that made it."""
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .evaluation import Autocast
-
 
 @torch.no_grad()
-def layer_of_the_output(model: nn.Module, x: Tensor, autocast: Autocast) -> str:
+def layer_of_the_output(
+    model: nn.Module, x: Tensor, autocast: Callable[[], AbstractContextManager] = nullcontext
+) -> str:
     """The first layer, in the order of forward, that makes inf or NaN of finite numbers when the model sees ``x``."""
     if not torch.isfinite(x).all():
         return 'the images themselves hold inf or NaN'

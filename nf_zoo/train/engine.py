@@ -157,7 +157,7 @@ class Run:
             scores['ema'] = self._score(self.ema.module)
         if not math.isfinite(scores['eval']['loss']):
             x, _ = next(iter(self._laid_out(self.data.val_batches())))
-            raise self._no_number('the validation loss', layer_of_the_output(self.model.eval(), x, self.autocast))
+            raise self._no_number('the validation loss', layer_of_the_output(self.model.eval(), x))
         norm, clipped = (self.gradients.sums / self.steps).tolist()
         row = {'epoch': epoch, 'lr': self.lr, 'train_loss': train_loss, 'grad_norm': norm}
         if self.gradients.threshold:
@@ -187,8 +187,9 @@ class Run:
             raise Interrupted(self.folder)
 
     def _score(self, model: nn.Module) -> dict[str, float]:
+        # Without autocast: what is recorded is what `verify` will measure.
         batches = self.data.val_batches(self.processes.rank, self.processes.size)
-        return accuracies(*self.processes.sum(*totals(model, self._laid_out(batches), self.autocast)))
+        return accuracies(*self.processes.sum(*totals(model, self._laid_out(batches))))
 
     def train_epoch(self, epoch: int, stop: StopSignal) -> float:
         """Train from ``self.updates`` to the end of ``epoch``; returns the epoch's mean loss."""

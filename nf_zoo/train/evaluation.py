@@ -1,7 +1,6 @@
 """Scoring a model on a whole validation set."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,9 @@ from .data import Batch, MemoryData, in_memory, load_dataset
 from .folder import FolderData, TimmSet, open_folders
 from .recipe import Recipe
 
-Autocast = Callable[[], AbstractContextManager]
-
 
 @torch.inference_mode()
-def totals(model: nn.Module, batches: Iterable[Batch], autocast: Autocast = nullcontext) -> tuple[float, ...]:
+def totals(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
     """Hits of the first class, hits of the first five, summed cross-entropy and number of images, for `accuracies`.
 
     The model's mode is left as it was.
@@ -29,9 +26,7 @@ def totals(model: nn.Module, batches: Iterable[Batch], autocast: Autocast = null
     model.eval()
     sums, n = torch.zeros(3, dtype=torch.float64), 0
     for x, y in batches:
-        with autocast():
-            logits = model(x)
-        logits = logits.float()
+        logits = model(x).float()
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
         loss = F.cross_entropy(logits, y, reduction='sum')
         sums = sums.to(x.device) + torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
