@@ -15,6 +15,7 @@ from . import __version__
 from .errors import CheckFailed, Parser, UserError, nearest
 from .hub_commands import COMMANDS as HUB_COMMANDS
 from .hub_commands import NAME
+from .table import columns
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -27,13 +28,13 @@ def _list(args: argparse.Namespace) -> None:
         for row in table:
             print(*([f'{row.name}.{tag}' for tag in row.weights] if args.pretrained else [row.name]), sep='\n')
     elif table:
-        left = max(len(row.name) for row in table)
-        right = max(len(row.paper) for row in table)
-        print(f'{"model":<{left}} {"params":>12} {"MACs":>15}  {"input":<13}  {"paper":<{right}}  weights (top-1)')
+        lines = []
         for row in table:
             weights = ', '.join(tag + ('' if top1 is None else f' {top1:.2f} %') for tag, top1 in row.weights.items())
-            line = f'{row.name:<{left}} {row.params:>12,} {row.macs:>15,}  {_in_words(list(row.input)):<13}  '
-            print(f'{line}{row.paper:<{right}}  {weights}'.rstrip())
+            size = _in_words(list(row.input))
+            lines.append([row.name, f'{row.params:,}', f'{row.macs:,}', size, row.paper, weights])
+        head = ['model', 'params', 'MACs', 'input', 'paper', 'weights (top-1)']
+        print(*columns(head, lines, right=(1, 2)), sep='\n')
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -134,9 +135,9 @@ def _signal(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps([row._asdict() for row in rows], indent=2))
         return
-    block, *columns = BlockSignal._fields
+    block, *numbers = BlockSignal._fields
     left = max(len(row.block) for row in rows)
-    print(f'{block:<{left}}', *(f'{column:>17}' for column in columns))
+    print(f'{block:<{left}}', *(f'{number:>17}' for number in numbers))
     for name, *values in rows:
         print(f'{name:<{left}}', *(f'{value:>17.4g}' for value in values))
 

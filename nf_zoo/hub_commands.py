@@ -7,6 +7,7 @@ from typing import Any
 
 from .errors import UserError
 from .files import write_whole
+from .table import columns
 
 NAME = dict(metavar='NAME', help='a model name, such as eunnet20_cifar, or with a tag, such as eunnet20_cifar.cifar10')
 
@@ -33,7 +34,7 @@ def _verify(args: argparse.Namespace) -> int | None:
     if args.name:
         print(verify(args.name, args.data_dir, args.hub))
         return None
-    from .listing import columns, percent, plain
+    from .listing import percent, plain
 
     rows, failed = [], 0
     for name_tag, found in verify_all(args.hub, args.data_dir):

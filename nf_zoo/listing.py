@@ -5,13 +5,14 @@ import csv
 import hashlib
 import html
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckFailed, UserError
 from .places import place
+from .table import columns
 from .weights import Found, open_folder, parse
 
 _PAGE = Path(__file__).with_name('listing.html')
@@ -100,13 +101,6 @@ def as_html(rows: Sequence[Row], hub: str | Path) -> str:
     }.items():
         page = page.replace(f'<!--{mark}-->', text)
     return page
-
-
-def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a table, two spaces between columns; the last cell of a row may be of any length."""
-    table = [list(head), *map(list, rows)]
-    widths = [max((len(row[i]) for row in table if i < len(row) - 1), default=0) for i in range(len(head))]
-    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in table]
 
 
 def percent(value: float | None) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .errors import CheckFailed, UserError
 from .files import write_whole
-from .train.evaluation import validation
+from .train.evaluation import accuracies, validation
 
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order
 Forward = Callable[[Tensor], Tensor]
@@ -42,13 +42,7 @@ class Score:
         return int(self.confusion.sum())
 
     def metrics(self) -> dict[str, float]:
-        hits = int(self.confusion.diagonal().sum())
-        return {
-            'top1': 100 * hits / self.n,
-            'top5': 100 * self.hits5 / self.n,
-            'loss': self.loss_sum / self.n,
-            'n': self.n,
-        }
+        return accuracies(int(self.confusion.diagonal().sum()), self.hits5, self.loss_sum, self.n)
 
     def by_class(self) -> list[dict[str, Any]]:
         """For each class: its name, images, top1 in percent, and the wrong answer given most often with its images."""

@@ -108,7 +108,7 @@ def build_data(
     if recipe.val_img_size:
         raise UserError('val_img_size is for folder images; in-memory sets are evaluated at img_size')
     side = val.images.shape[-1]
-    size = recipe.input_size[-1] if recipe.input_size else recipe.img_size or side
+    size = recipe.side or side
     limit = (side + 2 * recipe.crop_pad) * size // side
     too_big = [s for s in recipe.train_sizes.values() if not 0 < s <= limit]
     if too_big:
@@ -132,7 +132,7 @@ def build_data(
 def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict[str, Any]:
     """timm's data config: the recipe's keys before the model's; an in-memory set's own size before both."""
     config = resolve_data_config({k: v for k, v in recipe.as_dict().items() if v is not None}, model=model)
-    if isinstance(sets[1], MemorySet) and not recipe.input_size and not recipe.img_size:
+    if isinstance(sets[1], MemorySet) and not recipe.side:
         config['input_size'] = tuple(sets[1].images.shape[1:])
     channels = getattr(model, 'in_chans', 3)
     for key in ('mean', 'std'):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
+from ..table import columns
 from . import report
 from .recipe import load_recipe
 
@@ -76,14 +77,7 @@ def table(runs: Sequence[Summary]) -> str:
         ]
         for run in runs
     ]
-    widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
-    texts = 3  # columns to the left
-    return '\n'.join(
-        '  '.join(
-            f'{v:<{w}}' if i < texts else f'{v:>{w}}' for i, (v, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [head, *lines]
-    )
+    return '\n'.join(columns(head, lines, right=range(3, len(head))))
 
 
 def as_json(runs: Sequence[Summary]) -> str:

@@ -61,11 +61,9 @@ def describe(recipe: Recipe) -> Iterator[str]:
     )
     yield 'schedule'
     yield from _schedule(recipe, model, optimizer, scheduler, epochs, steps, device)
-    side = recipe.img_size or (recipe.input_size or shape)[-1]
-    if not in_memory(recipe.dataset):
-        side = (
-            recipe.img_size or (recipe.input_size or build.data_config(recipe, model, (None, None))['input_size'])[-1]
-        )
+    side = recipe.side or shape[-1]
+    if not recipe.side and not in_memory(recipe.dataset):
+        side = build.data_config(recipe, model, (None, None))['input_size'][-1]
     yield from _costs(recipe, model, optimizer, epochs, train_n, val_n, side, device)
 
 

@@ -133,6 +133,11 @@ class Recipe:
                 raise UserError(f'unknown {key} {value!r} (known: {", ".join(known)}){nearest(value, known)}')
 
     @property
+    def side(self) -> int | None:
+        """Side of the model's input where the recipe says so, as timm's data config takes it."""
+        return self.input_size[-1] if self.input_size else self.img_size
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.output) / self.experiment
 
