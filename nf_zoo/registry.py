@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, load_pretrained, register_model
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
-from torch import Tensor, nn
+from torch import nn
 
 from . import weights
 from .errors import CheckFailed, UserError
@@ -143,30 +143,32 @@ def _build(
     if name.endswith('_cifar'):
         feature_cfg['out_indices'] = tuple(range(len(make.keywords['depths'])))
     overlay = pretrained_cfg_overlay or {}
-    loaded: weights.Weights | None = None
-    given: set[str] = set()
-    # A cfg that is no tag comes from hf-hub: or local-dir:, an overlay's source is the user's own: timm loads both.
-    if pretrained and isinstance(pretrained_cfg, str | None) and not any(overlay.get(key) for key in _SOURCES):
-        if pretrained_cfg is None and timm_tags == {''}:
-            loaded = weights.load(name)
-            facts = loaded.pretrained_cfg
-            _logger.warning(
-                f'{name}: loading the weights {loaded.tag} ({facts["num_classes"]} classes, '
-                f'{"x".join(map(str, facts["input_size"]))} images); {name}.TAG chooses others'
-            )
-        elif pretrained_cfg is not None and pretrained_cfg not in timm_tags:
-            loaded = weights.load(name, pretrained_cfg)
-    if loaded is not None:
-        cfg = PretrainedCfg(**{**loaded.pretrained_cfg, **overlay, 'architecture': name, 'tag': loaded.tag})
-        pretrained_cfg, overlay = cfg, {}
-        given = {key for key, value in kwargs.items() if value is not None} - {'device', 'dtype'}
-        kwargs = {**loaded.model_args, **kwargs}
-        make = partial(_make_and_load, make, loaded.state_dict, cfg, filter_fn, bool(kwargs.get('features_only')))
-    with _fitting(loaded, name) if loaded is not None and not given else nullcontext():
+    with ExitStack() as stack:
+        # A cfg that is no tag comes from hf-hub: or local-dir:, an overlay's source is the user's own: timm loads both.
+        if pretrained and isinstance(pretrained_cfg, str | None) and not any(overlay.get(key) for key in _SOURCES):
+            found: weights.Opened | None = None
+            if pretrained_cfg is None and timm_tags == {''}:
+                found = stack.enter_context(weights.opened(name))
+                facts = found.pretrained_cfg
+                _logger.warning(
+                    f'{name}: loading the weights {found.folder.tag} ({facts["num_classes"]} classes, '
+                    f'{"x".join(map(str, facts["input_size"]))} images); {name}.TAG chooses others'
+                )
+            elif pretrained_cfg is not None and pretrained_cfg not in timm_tags:
+                found = stack.enter_context(weights.opened(name, pretrained_cfg))
+            if found is not None:
+                cfg = PretrainedCfg(
+                    **{**found.pretrained_cfg, **overlay, 'architecture': name, 'tag': found.folder.tag}
+                )
+                pretrained, pretrained_cfg, overlay = False, cfg, {}
+                if all(value is None or key in ('device', 'dtype') for key, value in kwargs.items()):
+                    stack.enter_context(_fitting(found.folder))
+                kwargs = {**found.model_args, **kwargs}
+                make = partial(_make_and_load, make, found, cfg, filter_fn, bool(kwargs.get('features_only')))
         return build_model_with_cfg(
             make,
             name,
-            pretrained and loaded is None,
+            pretrained,
             pretrained_cfg=pretrained_cfg,
             pretrained_cfg_overlay=overlay,
             pretrained_filter_fn=filter_fn,
@@ -176,32 +178,47 @@ def _build(
 
 
 @contextmanager
-def _fitting(loaded: weights.Weights, name: str) -> Iterator[None]:
+def _fitting(folder: weights.Folder) -> Iterator[None]:
     """Where the user has given no argument, what a model can't be built from is the fault of the weights' files."""
     try:
         yield
+    except (CheckFailed, UserError):
+        raise
     except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, CheckFailed):
-            raise
         reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{loaded.place}/{name}.{loaded.tag} is not for {name}: {reason}; publish it again') from None
+        raise UserError(f'{folder} is not for {folder.name}: {reason}; publish it again') from None
 
 
 def _make_and_load(
     make: Callable[..., ResNet],
-    state_dict: dict[str, Tensor],
+    found: weights.Opened,
     cfg: PretrainedCfg,
     filter_fn: Callable[..., Any] | None,
     features_only: bool,
     **kwargs: Any,
 ) -> ResNet:
-    # Given to build_model_with_cfg in its cfg, the weights would be copied once more.
+    """The model with its weights, in the memory of one of them: its first values go before the weights are read."""
     model = make(**kwargs)
+    num_classes = 0 if features_only else model.num_classes
+    # What timm's loader may leave as it is, for other classes or channels, keeps its first values.
+    kept = [cfg.classifier] * (num_classes != cfg.num_classes) + [cfg.first_conv] * (
+        model.in_chans != cfg.input_size[0]
+    )
+    gone = {key: p for key, p in model.named_parameters() if key.rpartition('.')[0] not in kept}
+    for p in gone.values():
+        p.data = p.new_empty(1).expand(p.shape)
+    # timm's loader has no keyword for it, and would copy into what was just given back.
+    model.load_state_dict = partial(model.load_state_dict, assign=True)  # type: ignore[method-assign]
     load_pretrained(
         model,
-        pretrained_cfg={**cfg.to_dict(), 'state_dict': state_dict},
-        num_classes=0 if features_only else model.num_classes,
+        pretrained_cfg={**cfg.to_dict(), 'state_dict': found.read(like=model.state_dict())},
+        num_classes=num_classes,
         in_chans=model.in_chans,
         filter_fn=filter_fn,
     )
+    del model.load_state_dict
+    now = dict(model.named_parameters())
+    missing = next((key for key, p in gone.items() if now[key] is p), None)
+    if missing:
+        raise UserError(f'the weights of {found.folder} have no {missing}; publish them again')
     return model

@@ -8,12 +8,15 @@ timm, and nothing is ever unpickled.
 
 import hashlib
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from . import tensors
 from .errors import CheckFailed, UserError, nearest
 from .hf_calls import Unreachable
 from .places import (
@@ -58,6 +61,7 @@ __all__ = [
     'load',
     'locate',
     'open_folder',
+    'opened',
     'parse',
     'parse_config',
     'search_path',
@@ -96,27 +100,31 @@ class Folder(Found):
 
     def read(self, filename: str) -> bytes:
         """A file of the manifest. Raises CheckFailed: not the one that was published; UserError: it is missing."""
-        path, limit = self._sized(filename)
+        path, limit = self.sized(filename)
         data = _read(path, limit)
-        self._compare(path, filename, hashlib.sha256(data).hexdigest())
+        self.compare(path, filename, hashlib.sha256(data).hexdigest())
         return data
 
     def check(self, filename: str) -> None:
         """`read` without keeping what was read: in the memory of one megabyte, whatever the size of the file."""
-        path, limit = self._sized(filename)
+        path, limit = self.sized(filename)
         sha256 = hashlib.sha256()
         with readable(path), path.open('rb') as file:
             while chunk := file.read(1 << 20):
                 sha256.update(chunk)
                 if file.tell() > limit:
                     raise UserError(f'{path} has more than {limit} bytes')
-        self._compare(path, filename, sha256.hexdigest())
+        self.compare(path, filename, sha256.hexdigest())
 
     def check_all(self) -> None:
         for filename in self.manifest['files']:
             self.check(filename)
 
-    def _sized(self, filename: str) -> tuple[Path, int]:
+    def is_still_there(self) -> bool:
+        """Whether it has not been replaced by another since it was opened."""
+        return _read(self.path / MANIFEST, SMALL_LIMIT) == self.manifest_bytes
+
+    def sized(self, filename: str) -> tuple[Path, int]:
         path = self.place.file(self.name_tag, self.path, filename)
         if filename != WEIGHTS:
             return path, SMALL_LIMIT
@@ -125,8 +133,34 @@ class Folder(Found):
             raise CheckFailed(f'{self}/{filename} has {size} bytes instead of {limit}; {_remedy(self, path)}')
         return path, limit
 
-    def _compare(self, path: Path, filename: str, actual: str) -> None:
+    def compare(self, path: Path, filename: str, actual: str) -> None:
         _same(actual, self.manifest['files'][filename], f'{self}/{filename}', _remedy(self, path))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Weights that can be read: their folder, the open file and what timm's builder takes."""
+
+    folder: Folder
+    file: BinaryIO
+    size: int
+    pretrained_cfg: dict[str, Any]
+    model_args: dict[str, Any]
+
+    def read(self, like: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """The verified weights, of the dtype and on the device of their namesakes in ``like``.
+
+        Raises:
+            CheckFailed: not the published file; UserError: no weights.
+        """
+        folder, path, where = self.folder, Path(self.file.name), f'{self.folder}/{WEIGHTS}'
+        with readable(path):
+            content = tensors.read(self.file, self.size)
+        if content is None:
+            raise CheckFailed(f'{where} has not {self.size} bytes any more; {_remedy(folder, path)}')
+        buffer, sha256 = content
+        folder.compare(path, WEIGHTS, sha256)
+        return tensors.unpack(buffer, where, like)
 
 
 @dataclass(frozen=True)
@@ -210,18 +244,31 @@ def load(name: str, tag: str | None = None, place: Place | None = None) -> Weigh
         UserError: there are none, or their files are not of the form that a hub has.
         CheckFailed: a file is not the one that was published.
     """
+    with opened(name, tag, place) as found:
+        folder = found.folder
+        return Weights(found.read(), found.pretrained_cfg, found.model_args, folder.manifest, folder.place, folder.tag)
+
+
+@contextmanager
+def opened(name: str, tag: str | None = None, place: Place | None = None) -> Iterator[Opened]:
+    """``load`` without reading the weights yet; their file is open, so that no other can take its place any more."""
     found = locate(name, tag, place)
-    folder = open_folder(found)
-    try:
-        config, data = folder.read(CONFIG), folder.read(WEIGHTS)
-    except CheckFailed:
-        # The folder may have been replaced by another since its manifest was read.
-        again = open_folder(found)
-        if again.manifest == folder.manifest:
-            raise
-        folder, config, data = again, again.read(CONFIG), again.read(WEIGHTS)
-    cfg, model_args = parse_config(config, found)
-    return Weights(_tensors(data, found), cfg, model_args, folder.manifest, found.place, found.tag)
+    with ExitStack() as stack:
+        while True:
+            folder = open_folder(found)
+            failure: CheckFailed | None = None
+            try:
+                path, size = folder.sized(WEIGHTS)
+                with readable(path):
+                    file = stack.enter_context(path.open('rb'))
+                config = folder.read(CONFIG)
+            except CheckFailed as error:
+                failure = error
+            if folder.is_still_there():
+                break
+        if failure is not None:
+            raise failure
+        yield Opened(folder, file, size, *parse_config(config, found))
 
 
 def open_folder(found: Found) -> Folder:
@@ -274,22 +321,6 @@ def _read(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise UserError(f'{path} has more than {limit} bytes')
     return data
-
-
-def _tensors(data: bytes, found: Found) -> dict[str, torch.Tensor]:
-    import safetensors.torch
-
-    try:
-        tensors = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f'{found}/{WEIGHTS} is no valid safetensors file: {reason[:200]}') from None
-    if not tensors:
-        raise UserError(f'{found}/{WEIGHTS} has no tensors')
-    for key, tensor in tensors.items():
-        if not tensor.is_floating_point() and tensor.dtype != torch.int64:
-            raise UserError(f'{found}/{WEIGHTS}: {short(key)} is of {tensor.dtype}; weights are floating point')
-    return tensors
 
 
 _REQUIRED = ('num_classes', 'input_size', 'mean', 'std', 'interpolation', 'crop_pct')

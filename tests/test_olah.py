@@ -74,11 +74,11 @@ def mirror(hub: Hub, folder: Path) -> Iterator[str]:
         process.wait()
 
 
-@pytest.mark.parametrize('storage', ['regular', 'lfs'])
+@pytest.mark.parametrize('storage', ['regular', 'lfs', 'xet'])
 def test_what_was_published_is_read_through_a_mirror(storage: str, tmp_path: Path) -> None:
     if OLAH is None:
         pytest.skip('olah is not installed: make kit-test installs it')
-    with serve(storage=storage) as server, mirror(server, tmp_path / 'olah') as endpoint:
+    with serve(storage=storage, store=tmp_path / 'store') as server, mirror(server, tmp_path / 'olah') as endpoint:
         run_child(_PUBLISH, environment(server, tmp_path / 'writer'))
         files = server.repos[f'org/{NAME}.toy']['main']
         server.requests.clear()

@@ -88,6 +88,7 @@ def test_nothing_is_built_before_the_hash_is_right(hub: Path, monkeypatch: pytes
 
     for name in ('load', 'load_file', 'safe_open'):
         monkeypatch.setattr(f'safetensors.torch.{name}', refuse)
+    monkeypatch.setattr('nf_zoo.tensors.unpack', refuse)
     monkeypatch.setenv('NF_ZOO_HUB', str(hub))
     for load_it in (
         lambda: load(hub),
