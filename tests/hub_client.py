@@ -10,10 +10,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hub_server import Hub
+from hub_server import File, Hub, Repo
+from hubs import NAME, TAG, toy
 
 TESTS = Path(__file__).parent
 TOKEN = 'hf_thisTokenMustNeverBeSeen1234567890'
+REPO = f'org/{NAME}.{TAG}'
+
+
+def put(server: Hub) -> None:
+    """The toy weights, as if they had been published there."""
+    files = {name: File(data, name.endswith('.safetensors')) for name, data in toy().files.items()}
+    server.repos[REPO] = Repo()
+    server.repos[REPO].commit('main', files)
+    server.objects |= {file.sha256: file.data for file in files.values() if file.large}
 
 
 def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
