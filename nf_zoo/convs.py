@@ -179,7 +179,12 @@ class _InputNormConv(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]
     ) -> Tensor:
+        ctx.commuted = norm == 'sample' and _commutes(x, weight, conv)
         ctx.args = norm, eps, conv, None if bias is None else bias.dtype
+        if ctx.commuted:
+            out, *statistics = _conv_then_norm(x, weight, bias, eps, conv)
+            ctx.save_for_backward(x, weight, *statistics)
+            return out
         if norm == 'sample':
             y, *statistics = _group_norm(x, eps)
         else:
@@ -193,6 +198,9 @@ class _InputNormConv(torch.autograd.Function):
         x, weight, *statistics = ctx.saved_tensors
         norm, eps, (stride, padding, dilation, groups), bias_dtype = ctx.args
         needs = ctx.needs_input_grad[:3]
+        if ctx.commuted:
+            mean, rstd = statistics
+            return *_conv_then_norm_backward(grad, x, weight, mean, rstd, ctx.args[2], needs), None, None, None
         if statistics:
             mean, rstd = (t.view(-1, 1, 1, 1) for t in statistics)
             y = torch.addcmul(-mean * rstd, x, rstd)
@@ -242,6 +250,70 @@ def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) ->
     return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, None, n, c, h * w, 1, mask)[0]
 
 
+LARGE = 1 << 19  # numbers: more than a core's cache holds
+
+
+def _is_exact(x: Tensor) -> bool:
+    """Whether the mean may be taken off last: in 16 bits it would take the digits."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+
+
+def _commutes(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> bool:
+    """Whether to normalise a convolution's output for its input: nothing is padded, and the output is smaller."""
+    _, padding, _, groups = conv
+    pointwise = weight.shape[2:] == (1, 1) and tuple(padding) == (0, 0) and groups == 1
+    return pointwise and weight.shape[0] < weight.shape[1] and _is_exact(x)
+
+
+def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """mu and 1 / sigma of each image, (N,)."""
+    mean = x.mean((1, 2, 3))
+    square = torch.linalg.vector_norm(x, dim=(1, 2, 3)).square() / x[0].numel()
+    # Rounding may leave less than the nothing that the variance of a blank image is.
+    return mean, (square - mean.square()).clamp(min=0).add(eps).rsqrt()
+
+
+def _conv_then_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """W (x - mu) / sigma + b as W x / sigma + (b - mu / sigma W 1), mu and 1 / sigma (N, 1)."""
+    mean, rstd = _moments(x, eps)
+    out = F.conv2d(x, weight, None, *conv)
+    shift = torch.outer(-mean * rstd, weight.sum((1, 2, 3)))
+    if bias is not None:
+        shift = shift + bias
+    torch.addcmul(shift[:, :, None, None], out, rstd.view(-1, 1, 1, 1), out=out)
+    return out, mean[:, None], rstd[:, None]
+
+
+def _conv_then_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    conv: tuple[Any, ...],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias without the normalised input, which is as large as x."""
+    stride, padding, dilation, groups = conv
+    grad_x = grad_weight = grad_bias = None
+
+    def backward(grad: Tensor, *mask: bool) -> tuple[Tensor, ...]:
+        options = (stride, padding, dilation, False, [0, 0], groups, [*mask, False])
+        return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)
+
+    if needs[0]:
+        grad_x = _group_norm_backward(backward(grad, True, False)[0], x, mean, rstd)
+    if needs[1] or needs[2]:
+        by_image = grad.sum((2, 3))
+        grad_bias = by_image.sum(0)
+    if needs[1]:
+        grad_weight = backward(grad * rstd[:, :, None, None], False, True)[1]
+        grad_weight -= ((mean * rstd).T @ by_image).view(-1, 1, 1, 1)
+    return grad_x, grad_weight, grad_bias if needs[2] else None
+
+
 def input_norm_conv(
     x: Tensor,
     weight: Tensor,
@@ -252,11 +324,23 @@ def input_norm_conv(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    inplace: bool = False,
 ) -> Tensor:
-    """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone."""
+    """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone.
+
+    ``inplace``: x may be overwritten, if no gradient is wanted.
+    """
     if not torch.jit.is_scripting():
-        if torch.is_grad_enabled() and not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
-            return _InputNormConv.apply(x, weight, bias, norm, eps, (stride, padding, dilation, groups))
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+            conv = (stride, padding, dilation, groups)
+            if torch.is_grad_enabled():
+                return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
+            if norm == 'sample' and x.numel() >= LARGE:
+                if _commutes(x, weight, conv):
+                    return _conv_then_norm(x, weight, bias, eps, conv)[0]
+                if inplace and _is_exact(x):
+                    mean, rstd = (t.view(-1, 1, 1, 1) for t in _moments(x, eps))
+                    return F.conv2d(torch.addcmul(-mean * rstd, x, rstd, out=x), weight, bias, *conv)
     return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
 
 
@@ -282,12 +366,13 @@ class InputNormConv2d(FactorConv2d):
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.eps = eps
+        self.inplace = False  # where the input is nobody else's
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """``factor``: a scalar for weight and bias."""
         weight, bias = self.scaled(factor)
         conv = (self.stride, self.padding, self.dilation, self.groups)
-        return input_norm_conv(x, weight, bias, self.norm, self.eps, *conv)  # type: ignore[arg-type]
+        return input_norm_conv(x, weight, bias, self.norm, self.eps, *conv, self.inplace)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, norm={self.norm}'

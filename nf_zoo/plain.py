@@ -226,6 +226,9 @@ class PlainBlock(nn.Module):
     ):
         super().__init__()
         self.conv1, self.conv2, self.conv3 = convs
+        for conv in (self.conv2, self.conv3):
+            if isinstance(conv, InputNormConv2d):
+                conv.inplace = True
         self.downsample = None if shortcut is None else projection(shortcut, self.conv1)
         self.attn = attn
         self.act = act()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from nf_zoo import convs
 from nf_zoo.convs import NORMS, InputNormConv2d, ScaledStdConv2d, standardize
 
 SHAPE = dict(in_channels=4, out_channels=6, kernel_size=3, stride=2, padding=1, groups=2)
@@ -49,10 +50,45 @@ def test_eunconv_gradients(norm, bias):
     assert torch.autograd.gradcheck(run, (x, factor, *parameters))
 
 
+NARROW = dict(in_channels=6, out_channels=4, kernel_size=1, padding=0, groups=1)
+
+
+@pytest.mark.parametrize(('stride', 'bias'), list(itertools.product([1, 2], [True, False])))
+def test_large_features_are_normalised_behind_a_narrowing_convolution(stride, bias, monkeypatch):
+    """The same values and gradients, whichever way round."""
+    conv = eunconv(**NARROW | dict(stride=stride, bias=bias))
+    x = 1 + 2 * torch.randn(3, 6, 5, 4, dtype=torch.float64).to(memory_format=torch.channels_last)
+    x[1] = 3.0  # a blank image
+    calls = []
+
+    def everything() -> list[torch.Tensor]:
+        leaf, factor = x.clone().requires_grad_(), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+        inputs = [leaf, factor, *conv.parameters()]
+        y = conv(leaf, factor)
+        with torch.no_grad():
+            return [y, conv(x, factor), *torch.autograd.grad(y, inputs, torch.cos(y))]
+
+    expected = everything()
+    original = convs._conv_then_norm
+    monkeypatch.setattr(convs, 'LARGE', 1)
+    monkeypatch.setattr(convs, '_conv_then_norm', lambda *args: (calls.append(1), original(*args))[1])
+    for one, other in zip(everything(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+    assert len(calls) == 2
+    with torch.autocast('cpu', torch.bfloat16):
+        conv.float()(x.float())
+    assert len(calls) == 2
+    x = torch.randn(2, 6, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(conv.double(), (x,))
+
+
+@pytest.mark.parametrize('shape', [{}, NARROW])
 @pytest.mark.parametrize('norm', NORMS)
-def test_eunconv_keeps_its_input_alone(norm):
+def test_eunconv_keeps_its_input_alone(norm, shape, monkeypatch):
     """For backward: x, weight, and at most two numbers an image; not the normalised copy of x."""
-    conv, x = eunconv(norm=norm), torch.randn(8, 4, 32, 32, dtype=torch.float64, requires_grad=True)
+    monkeypatch.setattr(convs, 'LARGE', 1)
+    conv = eunconv(norm=norm, **shape)
+    x = torch.randn(8, conv.in_channels, 32, 32, dtype=torch.float64, requires_grad=True)
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ import timm
 import torch
 from torch.nn import functional as F
 
-import nf_zoo  # noqa: F401
+import nf_zoo
+from nf_zoo import convs
 from nf_zoo.bench import floor_of, saved_bytes
 
 
@@ -116,3 +117,17 @@ def test_the_normalisation_keeps_no_memory():
     """Bytes kept for backward: those of the same network with plain convolutions, and two numbers an image and conv."""
     model = timm.create_model('eunnet50', depths=(2, 1, 1, 1))
     assert saved_bytes(model, 64) <= 1.01 * saved_bytes(floor_of(copy.deepcopy(model)), 64)
+
+
+@pytest.mark.parametrize('train', [False, True])
+def test_large_features_take_another_way_to_the_same_result(train, monkeypatch):
+    model = timm.create_model('eunnet50', depths=(2, 1, 1, 1)).double()
+    plain = nf_zoo.fold(model).train(train)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.set_grad_enabled(train):
+        expected = plain(x)
+        monkeypatch.setattr(convs, 'LARGE', 1)
+        one, other = plain(x), plain(x)
+        torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-10)
+        assert torch.equal(one, other)  # nothing that is used twice was overwritten
+        torch.testing.assert_close(model.train(train)(x), expected, rtol=1e-10, atol=1e-10)
