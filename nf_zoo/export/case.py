@@ -33,6 +33,7 @@ class ExportReport:
     Attributes:
         ops: How often each operator occurs, and ``nodes`` of them in all. Empty for a compiled library.
         max_abs_diff: Largest difference of any output from the original network in PyTorch, over all batches.
+        max_rel_diff: The same as a part of the batch's largest output, or of 1 if that is less: what a tolerance is of.
         bytes: Size of the file.
         input_size: Channels, height and width of an image.
         batch_sizes: Images at once in the comparison.
@@ -43,6 +44,7 @@ class ExportReport:
     ops: dict[str, int]
     nodes: int
     max_abs_diff: float
+    max_rel_diff: float
     bytes: int
     input_size: tuple[int, int, int]
     batch_sizes: tuple[int, ...]
@@ -110,12 +112,13 @@ class Case:
         Raises:
             CheckFailed: they differ by more than the tolerance; nothing is written.
         """
-        worst = 0.0
+        worst = relative = 0.0
         for x, expected in zip(self.inputs, self.expected, strict=True):
             for y, z in zip(run(x), expected, strict=True):
                 gap = (y - z).abs().max().item() if y.shape == z.shape else math.inf
-                worst = max(worst, gap)
-                allowed = self.tolerance * max(1.0, z.abs().max().item())
+                unit = max(1.0, z.abs().max().item())
+                worst, relative = max(worst, gap), max(relative, gap / unit)
+                allowed = self.tolerance * unit
                 if not gap <= allowed:  # nan too
                     raise CheckFailed(
                         f'nothing written to {self.path}: for {len(x)} images the exported network differs from '
@@ -127,6 +130,7 @@ class Case:
             ops=dict(ops.most_common()),
             nodes=ops.total(),
             max_abs_diff=worst,
+            max_rel_diff=relative,
             bytes=len(data),
             input_size=self.facts['input_size'],
             batch_sizes=self.batch_sizes,

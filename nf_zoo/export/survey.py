@@ -19,14 +19,16 @@ SIDE = 64  # pixels at most: the graph is the same, and the largest networks are
 
 
 def survey(args: argparse.Namespace, kind: str, names: Sequence[str], folder: Path) -> list[str]:
-    """Print a row for each name: nodes, largest difference, bytes, seconds, operators. Returns those that failed."""
+    """Print a row for each name: nodes, relative difference, bytes, seconds, operators. Returns those that failed."""
     left = max(map(len, names))
     if not args.json:
         print(f'{"name":<{left}} {"input":>10} {"nodes":>6} {"diff":>8} {"bytes":>13} {"s":>6}  operators')
     failed = []
     for name in tqdm(names, unit='model', disable=not sys.stderr.isatty()):
         start = time.perf_counter()
-        found = dict(name=name, nodes=0, max_abs_diff=None, bytes=0, ops={}, input_size=[], error=None)
+        found = dict(
+            name=name, nodes=0, max_abs_diff=None, max_rel_diff=None, bytes=0, ops={}, input_size=[], error=None
+        )
         try:
             model = load_model(name, args.pretrained)
             if not args.pretrained:
@@ -46,7 +48,7 @@ def survey(args: argparse.Namespace, kind: str, names: Sequence[str], folder: Pa
         else:
             size = 'x'.join(map(str, report.input_size))
             ops = ' '.join(f'{op}:{count}' for op, count in report.ops.items())
-            line = f'{name:<{left}} {size:>10} {report.nodes:>6} {report.max_abs_diff:>8.1e} {report.bytes:>13,} '
+            line = f'{name:<{left}} {size:>10} {report.nodes:>6} {report.max_rel_diff:>8.1e} {report.bytes:>13,} '
             line += f'{seconds:>6.1f}  {ops}'
         tqdm.write(line)
     return failed
