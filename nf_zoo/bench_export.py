@@ -1,4 +1,5 @@
-"""Exported networks, as ratios to peers: graphs, sizes, start-up and latency, all latencies interleaved in one run.
+"""Exported networks, as ratios to peers: graphs, sizes, start-up and latency, all latencies interleaved in one run;
+and the programs of export/ that use them.
 
 The peers: "timm nf" is timm's own ONNX export of its nf_resnet50, "BN" that of its resnet50, "floor" the same network
 without normalisation, "eager" the network in PyTorch as it was trained.
@@ -13,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import timm
 import torch
 from timm.models import nfnet
 from torch import Tensor, nn
 
 from .bench import Row, floor_of, interleaved
+from .bench_kits import bench_kits
 from .errors import UserError
 from .export import ExportReport, export_aoti, export_onnx, export_pt2, export_torchscript
 from .export.case import extra
@@ -69,6 +72,11 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
         _timm_export(peer.eval(), files[name], shape)
 
     mine = f'{NF} ONNX'
+    if 'TorchScript' in formats:
+        for name, model in models.items():
+            safetensors.torch.save_file(model.state_dict(), folder / f'{name}.safetensors')
+            exported = (files[f'{name} ONNX'], files[f'{name} TorchScript'])
+            rows += bench_kits(name, folder / f'{name}.safetensors', *exported, folder)
     nodes, left = {}, {}
     for name in (mine, 'timm nf', 'BN'):
         nodes[name], left[name] = _nodes(files[name], folder)
@@ -83,7 +91,7 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
     rows += [Row(f'{name}: start-up', peer, start[name], start[peer], 'ms') for name, peer in peers]
     weights = {name: sum(p.nbytes for p in model.parameters()) / 2**20 for name, model in models.items()}
     for name, report in reports.items():
-        rows.append(Row(f'{name}: largest difference', 'allowed', 1e6 * report.max_abs_diff, 1e6 * TOLERANCE, 'e-6'))
+        rows.append(Row(f'{name}: largest difference', 'allowed', 1e6 * report.max_rel_diff, 1e6 * TOLERANCE, 'e-6'))
         rows.append(Row(f'{name}: file', 'weights', size[name], weights[name.split()[0]], 'MiB'))
         rows.append(Row(f'{name}: start-up', f'{NF} ONNX', start[name], start[mine], 'ms'))
 

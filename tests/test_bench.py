@@ -69,6 +69,10 @@ def test_exports_beside_their_peers():
     assert rows['nf_resnet50 ONNX: nodes, timm nf'].value == 125
     assert rows['nf_resnet50 ONNX: nodes after ONNX Runtime, BN'].value <= 75
     assert all(0 < row.ratio < 1 for what, row in rows.items() if 'largest difference' in what)
+    assert {
+        'python kit, nf_resnet50: start to first answer, PyTorch eager',
+        'python kit, eunnet50: one more picture, PyTorch eager',
+    } <= set(rows)
     assert {what.partition(',')[0] for what in rows if 'latency' in what} == {
         f'{name} {format}: latency' for name in ('nf_resnet50', 'eunnet50') for format in ('ONNX', 'TorchScript')
     }

@@ -4,14 +4,10 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import axe from 'axe-core';
-import { chromium } from 'playwright-core';
+import { launch } from './chromium.js';
 
 const [url, folder, ...images] = process.argv.slice(2);
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-  args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking']
-    .concat(['--disable-component-update', '--disable-sync']),
-});
+const browser = await launch();
 
 const problems = [];
 

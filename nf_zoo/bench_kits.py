@@ -1,0 +1,116 @@
+"""The programs of export/ against one that does the same in PyTorch: time to the first answer, and of one picture more.
+
+Each program is run with one picture and with some more, all in turn; a picture's time is that of its decoding, its
+preparation and the network.
+"""
+
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .bench import Row
+
+KITS = Path(__file__).parent.parent / 'export'
+PICTURES = 9
+
+# From the start to the first answer, and to the last, in seconds.
+Program = Callable[[Sequence[Path]], tuple[float, float]]
+
+_EAGER = """
+import sys, nf_zoo, timm
+from nf_zoo.predict import predict
+from safetensors.torch import load_file
+name, weights, *images = sys.argv[1:]
+model = timm.create_model(name)
+model.load_state_dict(load_file(weights))
+for image in images:
+    predict(model.eval(), [image])
+"""
+
+
+def bench_kits(name: str, weights: Path, onnx: Path, torchscript: Path, folder: Path, rounds: int = 3) -> list[Row]:
+    """Rows for each kit that is there: its runtime installed, and this a checkout.
+
+    Args:
+        name: The model; ``weights`` are its own (safetensors), ``onnx`` and ``torchscript`` the exported files.
+        folder: Where to put pictures, and what is compiled.
+    """
+    programs: dict[str, Program] = {'PyTorch eager': _command(sys.executable, '-c', _EAGER, name, weights)}
+    if (KITS / 'python').is_dir():
+        programs['python'] = _command(sys.executable, KITS / 'python' / 'classify.py', onnx)
+    if shutil.which('node') and (KITS / 'node' / 'node_modules').is_dir():
+        programs['node'] = _command('node', KITS / 'node' / 'classify.js', onnx)
+    if shutil.which('chromium') and shutil.which('node') and (KITS / 'browser' / 'node_modules').is_dir():
+        programs['browser'] = partial(_browser, onnx, folder)
+    if shutil.which('cmake') and (KITS / 'cpp').is_dir():
+        build = folder / 'cpp'
+        python = f'-DPython3_EXECUTABLE={sys.executable}'
+        steps = [['cmake', '-S', KITS / 'cpp', '-B', build, python], ['cmake', '--build', build]]
+        if not any(subprocess.run(list(map(str, step)), capture_output=True).returncode for step in steps):
+            programs['cpp'] = _command(build / 'classify', torchscript)
+    pictures = [folder / f'{i}.png' for i in range(PICTURES)]
+    rng = np.random.default_rng(0)
+    for path in pictures:
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        small.resize((320, 240), Image.Resampling.BICUBIC).save(path)
+    firsts: dict[str, list[float]] = {program: [] for program in programs}
+    nexts: dict[str, list[float]] = {program: [] for program in programs}
+    for count in range(rounds + 1):
+        for program, run in programs.items():
+            first, last = run(pictures)
+            if count:
+                firsts[program].append(1e3 * first)
+                nexts[program].append(1e3 * (last - first) / (PICTURES - 1))
+    rows = []
+    peer = 'PyTorch eager'
+    for program in list(programs)[1:]:
+        for what, times in (('start to first answer', firsts), ('one more picture', nexts)):
+            value, of = (statistics.median(times[p]) for p in (program, peer))
+            rows.append(Row(f'{program} kit, {name}: {what}', peer, value, of, 'ms'))
+    return rows
+
+
+def _command(*command: object) -> Program:
+    def run(pictures: Sequence[Path]) -> tuple[float, float]:
+        return _seconds([*command, pictures[0]]), _seconds([*command, *pictures])
+
+    return run
+
+
+def _seconds(command: Sequence[object]) -> float:
+    start = time.perf_counter()
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def _browser(onnx: Path, folder: Path, pictures: Sequence[Path]) -> tuple[float, float]:
+    """The page in a browser that runs already: from opening it on."""
+    site = folder / 'site'
+    if not site.exists():
+        shutil.copytree(KITS / 'browser', site, ignore=shutil.ignore_patterns('node_modules', '*.onnx'))
+        (site / 'node_modules').symlink_to(KITS / 'browser' / 'node_modules')
+        for network in ('folded', 'unfolded'):
+            (site / f'{network}.onnx').symlink_to(onnx)
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(_Quiet, directory=site)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = ['node', KITS / 'browser' / 'time.js', f'http://127.0.0.1:{server.server_port}/', *pictures]
+        run = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+        server.shutdown()
+    first, last = json.loads(run.stdout)
+    return first, last
