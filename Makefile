@@ -4,6 +4,7 @@
 # make soak               every test, the slow ones and many more random examples too
 # make kit-test           install the runtimes of export/ (Debian's and npm's packages) and a mirror of the Hub, run their tests
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
+# make recipes TRAIN_PY=FILE [RECIPES='cifar10/*']   timm's own train.py on our recipes, on a few pictures
 # make golden             rewrite nf_zoo/models.json after a deliberate change
 # make results            write results/*.csv and README's table from the bundled weights
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
@@ -12,6 +13,8 @@ PYTHON ?= python3
 JOBS ?= 2
 DATA ?=
 FAMILY ?= *
+RECIPES ?= *
+TRAIN_PY ?=
 BIN := .venv/bin
 OLAH := .venv/olah
 
@@ -19,7 +22,7 @@ OLAH := .venv/olah
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check soak kit-test contract golden results clean
+.PHONY: demo test check soak kit-test contract recipes golden results clean
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -50,6 +53,9 @@ kit-test: $(STAMP)
 
 contract: $(STAMP)
 	$(BIN)/python tests/contract.py '$(FAMILY)' -n$(JOBS)
+
+recipes: $(STAMP)
+	$(BIN)/python tests/timm_train.py '$(TRAIN_PY)' '$(RECIPES)'
 
 golden: $(STAMP)
 	$(BIN)/python -m tests.golden

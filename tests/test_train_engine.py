@@ -182,7 +182,7 @@ def test_the_layer_where_a_number_was_lost_is_named_and_the_last_good_checkpoint
 ) -> None:
     run_toy(tmp_path, epochs=1)
     good = (tmp_path / 'checkpoints' / '00000005.safetensors').read_bytes()
-    monkeypatch.setattr('nf_zoo.train.engine.Run._same_settings', lambda self, saved: None)
+    monkeypatch.setattr('nf_zoo.train.engine.same_settings', lambda recipe, saved, run: None)
     made = build.build_model
 
     def sabotaged(*args: Any) -> torch.nn.Module:

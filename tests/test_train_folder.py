@@ -1,16 +1,19 @@
 """Pictures one by one: the same batches whatever the number of workers, and one line for what can't be read."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from train_toys import toy_recipe
 
 from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe
 from nf_zoo.train.build import read_sets
 from nf_zoo.train.data import Batch
+from nf_zoo.train.engine import Run
 from nf_zoo.train.folder import FolderData, open_folders
 
 CONFIG = {
@@ -120,7 +123,6 @@ def test_a_data_set_that_timm_names_is_read_like_a_folder(images: Path) -> None:
 @pytest.mark.parametrize(
     ('options', 'said'),
     [
-        ({'dataset': 'wds/imagenet'}, 'wds/imagenet can only be read from its start'),
         ({'dataset': 'torch/nothing'}, 'torch/nothing cannot be read from'),
         ({'data_dir': None}, 'needs its folder'),
         ({'train_sizes': {0: 12}}, 'train_sizes is for in-memory sets'),
@@ -130,3 +132,23 @@ def test_a_timm_set_that_cannot_be_read_is_one_line(images: Path, options: dict[
     with pytest.raises(UserError) as caught:
         read_sets(timm_recipe(images, **options))
     assert said in str(caught.value) and '\n' not in str(caught.value)
+
+
+class SlowPictures:
+    classes = ['cat', 'dog']
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, int]:
+        time.sleep(0.05)
+        return Image.effect_noise((20, 24), 30.0 + number).convert('RGB'), number % 2
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_loader_slower_than_training_is_reported_at_the_end_of_the_epoch(tmp_path: Path, workers: int) -> None:
+    recipe = toy_recipe(tmp_path, dataset='folder', img_size=16, batch_size=4, epochs=1, workers=workers)
+    said: list[str] = []
+    Run(recipe, tmp_path, said.append, False, sets=(SlowPictures(), SlowPictures())).fit()
+    (line,) = [line for line in said if 'loader is too slow' in line]
+    assert f'--workers (now {workers})' in line and said.index(line) == len(said) - 2

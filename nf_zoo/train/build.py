@@ -1,6 +1,5 @@
 """From a recipe to its parts: device, data, model, optimizer, loss."""
 
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -17,10 +16,12 @@ from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest
 from .data import Data, MemoryData, MemorySet, in_memory, load_dataset
-from .folder import FolderData, MemoryPictures, TimmSet, open_folders
+from .folder import FolderData, MemoryPictures, open_folders
 from .groups import parameter_groups
+from .named import StreamSet, open_named
 from .processes import Processes
 from .recipe import Recipe
+from .stream import StreamData
 
 Log = Callable[[str], None]
 
@@ -76,14 +77,15 @@ def build_model(recipe: Recipe, classes: Sequence[str], log: Log) -> nn.Module:
 
 
 def read_sets(recipe: Recipe) -> tuple[Any, Any]:
-    """The training and the validation set, both with ``classes``: two `MemorySet`, or two that give single pictures."""
+    """The training and the validation set, both with ``classes``: two `MemorySet`, two that give single pictures by
+    number, or two `StreamSet`."""
     splits = recipe.train_split, recipe.val_split
     if not in_memory(recipe.dataset):
         if recipe.train_sizes:
             raise UserError('train_sizes is for in-memory sets; folder images are resized to img_size')
         if recipe.dataset == 'folder':
             return open_folders(recipe.data_dir, *splits)
-        train, val = (TimmSet(recipe, split) for split in splits)
+        train, val = (open_named(recipe, split) for split in splits)
         return train, val
     options = {'download': recipe.dataset_download}
     found = [load_dataset(recipe.dataset, recipe.data_dir, split, **options) for split in ('train', 'validation')]
@@ -98,6 +100,8 @@ def build_data(
     """Batches of ``batch_size`` from ``sets``; ``config`` is timm's data config."""
     recipe = recipe.with_options({'batch_size': batch_size})
     train, val = sets
+    if isinstance(val, StreamSet):
+        return StreamData(train, val, recipe, config, device)
     single = isinstance(val, MemorySet) and bool(recipe.aa or recipe.reprob)
     if single and recipe.train_sizes:
         raise UserError('train_sizes go with neither aa nor reprob, which take pictures one by one')
@@ -218,8 +222,3 @@ def _has_bf16(device: torch.device) -> bool:
     if device.type == 'cpu':
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
-
-
-def as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """``settings`` as they come back from JSON, where keys are strings."""
-    return json.loads(json.dumps(settings))

@@ -28,7 +28,8 @@ from .evaluation import accuracies, totals
 from .gradients import Gradients
 from .processes import Processes, share_out
 from .progress import Interrupted, Progress, StopSignal, Waiting
-from .recipe import Recipe
+from .recipe import Recipe, same_settings
+from .stream import StreamData
 
 INIT_BATCHES = 8  # as RescaleNet's official code
 SLOW_LOADER = 0.1  # the part of an epoch that training waits, from which on a line says so
@@ -80,7 +81,7 @@ class Run:
         size = self.processes.size
         found = load_newest(folder / 'checkpoints') if recipe.resume else None
         if found:
-            self._same_settings(found[1]['settings'])
+            same_settings(recipe, found[1]['settings'], folder)
         # The images of an update stay those that the run began with, on however many processes it goes on.
         began_with = found[1].get('processes', 1) if found else size
         self.images = recipe.batch_size * recipe.grad_accum_steps * began_with
@@ -115,7 +116,7 @@ class Run:
         groups = self.optimizer.param_groups
         self.plain_group = min(range(len(groups)), key=lambda i: abs(groups[i]['lr_scale'] - 1))
         self.lr = groups[self.plain_group]['lr']
-        self.updates, self.loss_sum, self.waited = 0, 0.0, 0.0
+        self.updates, self.loss_sum, self.waited, self.scored = 0, 0.0, 0.0, self.data.val_n
         self.rows: list[report.Row] = []
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, Tensor] = {}
@@ -155,6 +156,7 @@ class Run:
         scores = {'eval': self._score(self.model)}
         if self.ema:
             scores['ema'] = self._score(self.ema.module)
+        self.scored = int(scores['eval']['n'])
         if not math.isfinite(scores['eval']['loss']):
             x, _ = next(iter(self._laid_out(self.data.val_batches())))
             raise self._no_number('the validation loss', layer_of_the_output(self.model.eval(), x))
@@ -304,6 +306,8 @@ class Run:
             'loss_sums': losses,
             'gradient_sums': self.gradients.sums.tolist(),
             'rows': self.rows,
+            'scored': self.scored,
+            'shares': self.data.shares if isinstance(self.data, StreamData) else None,
             'best': self.best,
             'optimizer': plain,
             'settings': self.recipe.settings(),
@@ -320,7 +324,7 @@ class Run:
         if self.ema:
             self.ema.module.load_state_dict(part('ema/'))
         restore_optimizer(self.model, self.optimizer, tensors, state['optimizer'])
-        self.updates, self.rows = state['updates'], state['rows']
+        self.updates, self.rows, self.scored = state['updates'], state['rows'], state.get('scored', self.scored)
         # Sums go on where they were, so that they are rounded as in the uninterrupted run.
         losses = state.get('loss_sums') or [state['loss_sum']]
         size = self.processes.size
@@ -337,6 +341,9 @@ class Run:
                 write_whole(self.folder / 'best.safetensors', tensor_bytes(self.best_tensors))
         epoch = self.updates // self.steps
         self.log(f'continuing at epoch {epoch + 1}, update {self.updates - epoch * self.steps} of {self.steps}')
+        if isinstance(self.data, StreamData):
+            for line in self.data.resumed(state['shares'], (self.updates - epoch * self.steps) * self.images):
+                self.log(line)
         if len(losses) != size:
             draws = (
                 '' if self.batch_size == self.recipe.batch_size else ', and the draws of mixup and dropout are others'
@@ -344,15 +351,6 @@ class Run:
             self.log(
                 f'processes: {size} instead of {len(losses)}; an update still takes {self.images} images, now as '
                 f'{self.accumulate} x {self.batch_size} in each process; sums are rounded in another order{draws}'
-            )
-
-    def _same_settings(self, saved: dict[str, Any]) -> None:
-        now, then = build.as_json(self.recipe.settings()), build.as_json(Recipe().settings()) | saved
-        changed = [f'{key} {then[key]!r} -> {now[key]!r}' for key in now if then[key] != now[key]]
-        if changed:
-            raise UserError(
-                f'{self.folder} was started with other settings ({", ".join(changed)}): '
-                f'give the same ones, or choose another --output'
             )
 
     def _finish(self) -> dict[str, Any]:
@@ -370,7 +368,7 @@ class Run:
             'std': list(self.config['std']),
             'interpolation': self.config['interpolation'],
             'crop_pct': self.config['crop_pct'],
-            'metrics': {**{key: last[f'{kind}_{key}'] for key in ('top1', 'top5', 'loss')}, 'n': self.data.val_n},
+            'metrics': {**{key: last[f'{kind}_{key}'] for key in ('top1', 'top5', 'loss')}, 'n': self.scored},
             'best': self.best,
             'train_n': self.data.train_n,
             'epochs': self.epochs,
@@ -395,5 +393,5 @@ class Run:
             if self.tensorboard:
                 self.tensorboard.close()
             report.write_json(self.folder / 'result.json', result)
-        self.log(f'top 1 {result["metrics"]["top1"]:.2f} % on {self.data.val_n} images; written to {self.folder}')
+        self.log(f'top 1 {result["metrics"]["top1"]:.2f} % on {self.scored} images; written to {self.folder}')
         return result

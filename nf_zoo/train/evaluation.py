@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from .data import Batch, MemoryData, in_memory, load_dataset
-from .folder import FolderData, TimmSet, open_folders
+from .folder import FolderData, open_folders
+from .named import StreamSet, open_named
 from .recipe import Recipe
+from .stream import StreamData
 
 
 @torch.inference_mode()
@@ -69,8 +71,8 @@ def validation(
 ) -> tuple[Iterable[Batch], list[str]]:
     """The validation batches of a data set as the model's cfg says, where the model is, and the names of the classes.
 
-    Takes the model to ``device`` if that is given. Raises `UserError` as `load_dataset`, `open_folders` and `TimmSet`
-    do, and for folders that aren't the model's classes.
+    Takes the model to ``device`` if that is given. Raises `UserError` as `load_dataset`, `open_folders` and
+    `open_named` do, and for folders that aren't the model's classes.
     """
     device = torch.device(device) if device else next(model.parameters()).device
     model.to(device)
@@ -110,9 +112,10 @@ def _pictures(
     if dataset == 'folder':
         (images,) = open_folders(recipe.data_dir, 'validation')
     else:
-        images = TimmSet(recipe, 'validation')
+        images = open_named(recipe, 'validation')
     classes = list(getattr(model, 'pretrained_cfg', {}).get('label_names') or images.classes)
     if classes != list(images.classes) and dataset == 'folder':
         odd = sorted(set(classes) ^ set(images.classes)) or ['in another order']
         raise UserError(f'{data_dir}/validation has other classes than the model ({", ".join(odd[:5])})')
-    return FolderData(images, images, recipe, config, device).val_batches(), classes
+    kind = StreamData if isinstance(images, StreamSet) else FolderData
+    return kind(images, images, recipe, config, device).val_batches(), classes

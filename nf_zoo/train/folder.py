@@ -1,21 +1,18 @@
-"""Pictures one by one, through timm's transforms: image folders (DIR/train/CLASS/*.jpg, DIR/validation/CLASS/*.jpg),
-data sets that timm opens, and in-memory sets with a policy such as RandAugment, which works on single pictures."""
+"""Pictures one by one, by number: image folders (DIR/train/CLASS/*.jpg, DIR/validation/CLASS/*.jpg), data sets that
+timm opens, and in-memory sets with a policy such as RandAugment, which works on single pictures."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import create_dataset, create_transform
-from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision import transforms
+from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from ..errors import UserError
 from .data import Batch, MemorySet, fold_seed, seed_everything
+from .pictures import Pipeline
 from .recipe import Recipe
 
 
@@ -36,42 +33,6 @@ def _open(path: Path) -> ImageFolder:
         return ImageFolder(str(path))
     except OSError:
         raise UserError(f'{path}: no class folders with images there (expected {path}/CLASS/IMAGE)') from None
-
-
-class TimmSet(Dataset):
-    """Pictures and labels of a data set that timm names, such as ``torch/places365`` or ``hfds/OWNER/NAME``.
-
-    Raises `UserError` for a name that timm doesn't know, data that isn't there, and sets without random access.
-    """
-
-    def __init__(self, recipe: Recipe, split: str) -> None:
-        name, root = recipe.dataset, recipe.data_dir
-        if name.partition('/')[0] in ('tfds', 'wds', 'hfids'):
-            raise UserError(
-                f'{name} can only be read from its start, so a run could not be resumed exactly; '
-                f'use hfds/, torch/ or folder'
-            )
-        if root is None:
-            raise UserError(f'{name} needs its folder: --data-dir DIR')
-        mode = 'L' if recipe.in_chans == 1 else 'RGB'
-        options = dict(split=split, download=recipe.dataset_download, input_img_mode=mode)
-        try:
-            found = create_dataset(name, root, is_training=split == recipe.train_split, **options)
-        except (OSError, RuntimeError, ValueError, AssertionError, ImportError) as error:
-            raise UserError(f'{name} cannot be read from {root}: {" ".join(str(error).split())}') from None
-        self.pictures, self.mode = found, mode
-        classes = getattr(found, 'classes', None) or getattr(getattr(found, 'reader', None), 'class_to_idx', None)
-        # Names where the set has them; else a look at every label would cost as much as an epoch.
-        self.classes = [str(c) for c in classes or range(recipe.num_classes or 0)]
-        if not self.classes:
-            raise UserError(f'{name} does not name its classes; say how many with --num-classes')
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, number: int) -> tuple[Any, int]:
-        picture, label = self.pictures[number]
-        return picture.convert(self.mode), label
 
 
 class MemoryPictures(Dataset):
@@ -95,35 +56,15 @@ class FolderData:
     """
 
     def __init__(self, train: Any, val: Any, recipe: Recipe, config: dict[str, Any], device: torch.device) -> None:
-        shared = {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')}
-        small = isinstance(train, MemoryPictures)
-        stages = create_transform(
-            **shared,
-            is_training=True,
-            separate=True,
-            hflip=recipe.hflip,
-            scale=recipe.scale,
-            ratio=recipe.ratio,
-            color_jitter=None if small else recipe.color_jitter,
-            auto_augment=recipe.aa,
-            re_prob=recipe.reprob,
-        )
-        if small:  # the crop of in-memory sets, and no resizing but to the model's size
-            size = config['input_size'][-2:]
-            side = train.images.images.shape[-2:]
-            crop = [transforms.RandomCrop(side, padding=recipe.crop_pad), transforms.RandomHorizontalFlip(recipe.hflip)]
-            stages = (transforms.Compose([*crop, transforms.Resize(size)] if size != side else crop), *stages[1:])
-            shared['crop_pct'] = 1.0
-        self.train = _Images(train, transforms.Compose(stages), recipe.seed)
-        if recipe.val_img_size:
-            shared['input_size'] = (config['input_size'][0], recipe.val_img_size, recipe.val_img_size)
-        self.val = _Images(val, create_transform(**shared), recipe.seed)
+        side = train.images.images.shape[-2:] if isinstance(train, MemoryPictures) else None
+        self.pipeline = Pipeline(recipe, config, device, side)
+        self.train = _Images(train, self.pipeline.train, recipe.seed)
+        self.val = _Images(val, self.pipeline.val, recipe.seed)
         self.classes = val.classes
         self.train_n, self.val_n = len(train), len(val)
         self.batch_size = recipe.batch_size
         self.val_batch_size = recipe.validation_batch_size or recipe.batch_size
-        self.seed, self.device = recipe.seed, device
-        self.workers = min(recipe.workers, os.cpu_count() or 1)  # torch warns of more
+        self.seed = recipe.seed
 
     def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
@@ -138,19 +79,8 @@ class FolderData:
         return self._load(self.val, [[(0, i) for i in numbers[k : k + size]] for k in firsts])
 
     def _load(self, folder: '_Images', batches: list[list[tuple[int, int]]]) -> Iterator[Batch]:
-        loader = DataLoader(
-            folder,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            collate_fn=_collate,
-            pin_memory=self.device.type == 'cuda',
-            worker_init_fn=_leave_signals_to_the_engine,
-        )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            x, y = batch
-            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+        loader = DataLoader(folder, batch_sampler=batches, num_workers=self.pipeline.workers, **self.pipeline.options())
+        return self.pipeline.delivered(loader)
 
 
 class _Images(Dataset):
@@ -167,12 +97,3 @@ class _Images(Dataset):
             return UserError(f'{place}: not a readable image; repair or remove it')
         seed_everything(self.seed, epoch, 2, number)
         return self.transform(image), label
-
-
-def _leave_signals_to_the_engine(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _collate(items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)

@@ -1,5 +1,6 @@
 """A recipe: every setting of a training run, under the names of timm's ``train.py``."""
 
+import json
 from argparse import ArgumentParser, BooleanOptionalAction
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -35,18 +36,24 @@ class Recipe:
     device_modules: tuple[str, ...] | None = _key(None, "modules that timm's train.py imports first")
 
     dataset: str = _key(
-        'cifar10', 'cifar10, cifar100, fashion_mnist, digits, folder, or a set of timm (torch/..., hfds/...)'
+        'cifar10',
+        'cifar10, cifar100, fashion_mnist, digits, folder, or a set of timm (torch/, hfds/, wds/, hfids/, tfds/...)',
     )
     data_dir: str | None = _key(None, 'folder of the data set')
-    dataset_download: bool = _key(False, 'let torchvision fetch the data set into data_dir')
+    dataset_download: bool = _key(False, 'let torchvision or timm fetch the data set into data_dir')
     train_split: str = _key('train', 'folder data: subfolder of the training images')
     val_split: str = _key('validation', 'folder data: subfolder of the validation images')
+    train_num_samples: int | None = _key(None, 'wds/, hfids/: training images, where the set does not say')
+    val_num_samples: int | None = _key(None, 'wds/, hfids/: validation images, where the set does not say')
+    input_key: str | None = _key(None, "sets of timm: the image's name in a sample")
+    target_key: str | None = _key(None, "sets of timm: the label's name in a sample")
     img_size: int | None = _key(None, "side of the model's input in pixels")
     val_img_size: int | None = _key(None, 'folder data: side of the images in evaluation (that of training)')
     input_size: tuple[int, ...] | None = _key(None, "the model's input: channels height width")
     mean: Numbers | None = _key(None, 'mean of each channel, for pixels in 0..1')
     std: Numbers | None = _key(None, 'standard deviation of each channel, for pixels in 0..1')
     interpolation: str | None = _key(None, 'resizing of folder images: bilinear, bicubic ...')
+    train_interpolation: str = _key('random', 'the same in training; empty: as interpolation')
     crop_pct: float | None = _key(None, 'part of a folder image that evaluation sees')
     workers: int = _key(4, 'folder data: processes that read images')
 
@@ -60,6 +67,8 @@ class Recipe:
     color_jitter: float = _key(0.4, 'folder data: strength of the colour jitter')
     aa: str | None = _key(None, 'AutoAugment or RandAugment policy')
     reprob: float = _key(0.0, 'probability of random erasing')
+    remode: str = _key('pixel', 'random erasing: pixel, rand or const')
+    recount: int = _key(1, 'random erasing: rectangles at most')
     mixup: float = _key(0.0, 'mixup alpha; 0 is off')
     cutmix: float = _key(0.0, 'cutmix alpha; 0 is off')
     mixup_prob: float = _key(1.0, 'probability of mixup or cutmix for a batch')
@@ -167,6 +176,7 @@ _CHOICES = {
     'clip_mode': ('norm', 'value', 'agc'),
     'clip_sched': ('', 'log'),
     'mixup_mode': ('batch', 'pair', 'elem'),
+    'remode': ('pixel', 'rand', 'const'),
     'amp_dtype': ('bfloat16',),
     'lr_base_scale': ('', 'linear', 'sqrt'),
 }
@@ -193,6 +203,19 @@ def load_recipe(path: str | Path, options: dict[str, Any] | None = None) -> Reci
     if not recipe.model:
         raise UserError(f'{path}: the key "model" is missing; add a line such as "model: eunnet20_cifar"')
     return recipe
+
+
+def same_settings(recipe: Recipe, saved: dict[str, Any], run: Path) -> None:
+    """Raises `UserError` when ``saved``, from a checkpoint of ``run``, are other settings than the recipe's."""
+    # as they come back from JSON, where keys are strings
+    now, default = (json.loads(json.dumps(r.settings())) for r in (recipe, Recipe()))
+    then = default | saved
+    changed = [f'{key} {then[key]!r} -> {now[key]!r}' for key in now if then[key] != now[key]]
+    if changed:
+        raise UserError(
+            f'{run} was started with other settings ({", ".join(changed)}): '
+            f'give the same ones, or choose another --output'
+        )
 
 
 def _checked(key: Any, value: Any, source: str) -> Any:

@@ -1,0 +1,99 @@
+"""What batches of single pictures have in common: timm's transforms, and the way from the workers to the device."""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from timm.data.loader import PrefetchLoader
+from torch.utils.data import default_collate
+from torchvision import transforms
+
+from ..errors import UserError
+from .data import Batch
+from .recipe import Recipe
+
+
+class Pipeline:
+    """From PIL pictures to batches on ``device``. ``train`` and ``val`` are what a worker does to one picture.
+
+    ``config`` is timm's data config; ``side``, for the pictures of an in-memory set, their height and width.
+    """
+
+    def __init__(
+        self, recipe: Recipe, config: dict[str, Any], device: torch.device, side: Sequence[int] | None = None
+    ) -> None:
+        self.device, self.workers = device, min(recipe.workers, os.cpu_count() or 1)  # torch warns of more
+        self.config = config
+        self.prefetch = self.prefetches(recipe)
+        shared = {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')}
+        shared['use_prefetcher'] = self.prefetch
+        ways = {} if side else {'interpolation': recipe.train_interpolation or config['interpolation']}
+        stages = create_transform(
+            **shared | ways,
+            is_training=True,
+            separate=True,
+            hflip=recipe.hflip,
+            scale=recipe.scale,
+            ratio=recipe.ratio,
+            color_jitter=None if side else recipe.color_jitter,
+            auto_augment=recipe.aa,
+            re_prob=recipe.reprob,
+            re_mode=recipe.remode,
+            re_count=recipe.recount,
+        )
+        if side:  # the crop of in-memory sets, and no resizing but to the model's size
+            size = config['input_size'][-2:]
+            crop = [transforms.RandomCrop(side, padding=recipe.crop_pad), transforms.RandomHorizontalFlip(recipe.hflip)]
+            resized = [*crop, transforms.Resize(size)] if tuple(size) != tuple(side) else crop
+            stages = (transforms.Compose(resized), *stages[1:])
+            shared['crop_pct'] = 1.0
+        self.train = transforms.Compose(stages)
+        if recipe.val_img_size:
+            shared['input_size'] = (config['input_size'][0], recipe.val_img_size, recipe.val_img_size)
+        self.val = create_transform(**shared)
+
+    def prefetches(self, recipe: Recipe) -> bool:
+        """Whether timm's prefetcher brings the pixels as bytes to the GPU, aside from the computation."""
+        # Erasing stays with the worker: on the device its draws would depend on when a batch is fetched.
+        return self.device.type == 'cuda' and not recipe.reprob
+
+    def options(self) -> dict[str, Any]:
+        """Of a DataLoader."""
+        return {
+            'collate_fn': _collate,
+            'pin_memory': self.device.type == 'cuda',
+            'worker_init_fn': _leave_signals_to_the_engine,
+        }
+
+    def delivered(self, loader: Iterable[Any]) -> Iterator[Batch]:
+        """The batches of a DataLoader on the device, normalised; raises the `UserError` that a worker met."""
+        batches = _raised(loader)
+        if self.prefetch:
+            size, mean, std = (self.config[key] for key in ('input_size', 'mean', 'std'))
+            yield from PrefetchLoader(batches, mean, std, size[0], self.device)
+            return
+        for x, y in batches:
+            yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+
+def _raised(loader: Iterable[Any]) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        if batch is not None:
+            yield batch
+
+
+def _leave_signals_to_the_engine(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _collate(items: list[Any]) -> Any:
+    """A batch, or the first error, or None for images that are passed over."""
+    if items[0] is None:
+        return None
+    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
