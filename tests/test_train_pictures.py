@@ -12,10 +12,11 @@ from test_train_folder import images  # noqa: F401
 from timm.data import create_dataset, create_loader, resolve_data_config
 from torchvision import transforms
 
+from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe, load_recipe
 from nf_zoo.train.data import seed_everything
 from nf_zoo.train.folder import FolderData, open_folders
-from nf_zoo.train.pictures import Pipeline
+from nf_zoo.train.pictures import Pipeline, _collate
 
 CONFIGS = sorted((Path(__file__).parents[1] / 'configs' / 'imagenet').glob('*.yaml'))
 EVERYTHING: dict[str, Any] = {
@@ -135,3 +136,9 @@ def test_the_prefetcher_is_for_gpus_and_leaves_erasing_to_the_workers() -> None:
         for prob in (0.0, 0.5)
     }
     assert [key for key, prefetch in found.items() if prefetch] == [('cuda', 0.0)]
+
+
+def test_an_error_among_images_that_are_passed_over_is_not_lost() -> None:
+    error = UserError('a reader ends')
+    assert _collate([None, None, error]) is error and _collate([None, None]) is None
+    assert _collate([(torch.zeros(2), 1)] * 3)[0].shape == (3, 2)

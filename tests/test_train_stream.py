@@ -17,13 +17,14 @@ from test_train_resume import outcome, stop_at
 from train_toys import run_toy, toy_recipe
 
 from nf_zoo.errors import UserError
+from nf_zoo.scoring import load
 from nf_zoo.train import Recipe, evaluate, train
 from nf_zoo.train.build import read_sets
 from nf_zoo.train.named import open_named
 from nf_zoo.train.plan import describe
 from nf_zoo.train.stream import StreamData
 
-SHARDS = {'train': 4, 'validation': 2}
+SHARDS = {'train': 4, 'validation': 3}
 IMAGES = 6  # in a shard
 FACTS: dict[str, Any] = {'dataset': 'wds/toys', 'num_classes': 3, 'workers': 2, 'batch_size': 4, 'img_size': 16}
 
@@ -92,7 +93,7 @@ def test_an_epoch_gives_the_announced_number_of_full_batches_in_another_order_ea
     recipe = recipe_of(shards, workers=workers, batch_size=2, **WHOLE)
     data = StreamData(*read_sets(recipe), recipe, config, torch.device('cpu'))
     found = [list(data.train_batches(epoch, 0)) for epoch in (0, 1, 1)]
-    assert (data.train_n, data.val_n) == (24, 12) and [len(batches) for batches in found] == [12] * 3
+    assert (data.train_n, data.val_n) == (24, 18) and [len(batches) for batches in found] == [12] * 3
     assert all(x.shape == (2, 3, 20, 18) for x, _ in found[0])
     first, second, again = (numbers(batches) for batches in found)
     assert second == again and first != second
@@ -107,7 +108,7 @@ def test_validation_is_every_image_once(shards: Path) -> None:
     for workers in (1, 2, 3):
         recipe = recipe_of(shards, workers=workers, validation_batch_size=5)
         data = StreamData(*read_sets(recipe), recipe, config, torch.device('cpu'))
-        assert sorted(numbers(data.val_batches())) == list(range(24, 36))
+        assert sorted(numbers(data.val_batches())) == list(range(24, 42))
         assert equal(list(data.val_batches()), list(data.val_batches()))
 
 
@@ -150,25 +151,25 @@ def test_another_number_of_workers_is_said(shards: Path, tmp_path: Path) -> None
 def test_what_was_read_is_what_the_result_says(shards: Path, tmp_path: Path) -> None:
     options = options_of(shards, val_num_samples=500, epochs=1)
     result = run_toy(tmp_path, **options)
-    assert result['metrics']['n'] == 12 and result['train_n'] == 24
+    assert result['metrics']['n'] == 18 and result['train_n'] == 24
     assert result == run_toy(tmp_path, **options, resume=True)
 
 
 def test_a_split_without_a_list_of_shards_needs_the_number_of_images(shards: Path) -> None:
-    split = {'train_split': 'train-{00..03}.tar|24', 'val_split': 'validation-{00..01}.tar'}
+    split = {'train_split': 'train-{00..03}.tar|24', 'val_split': 'validation-{00..02}.tar'}
     with pytest.raises(UserError, match='does not say how many images .* has; give --val-num-samples N'):
         read_sets(recipe_of(shards, **split))
-    sets = read_sets(recipe_of(shards, **split, val_num_samples=12))
-    assert [len(images) for images in sets] == [24, 12]
+    sets = read_sets(recipe_of(shards, **split, val_num_samples=18))
+    assert [len(images) for images in sets] == [24, 18]
 
 
 def test_the_plan_and_the_evaluation_know_streams(shards: Path) -> None:
     recipe = toy_recipe(Path(), **FACTS, data_dir=str(shards))
-    assert 'wds/toys: 24 training and 12 validation images' in next(describe(recipe))
+    assert 'wds/toys: 24 training and 18 validation images' in next(describe(recipe))
     import timm
 
     model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1], num_classes=3)
-    assert evaluate(model, 'wds/toys', shards, batch_size=5)['n'] == 12
+    assert evaluate(model, 'wds/toys', shards, batch_size=5)['n'] == 18
 
 
 def rewritten(shards: Path, folder: Path, **split: Any) -> Path:
@@ -255,4 +256,7 @@ def test_two_processes_have_a_share_each_and_resume_exactly(shards: Path, tmp_pa
     assert outcome(tmp_path / 'pieces') == outcome(tmp_path / 'whole')
     assert 'the first 8 images of this epoch are read again and dropped' in said
     result = json.loads((tmp_path / 'whole' / 'result.json').read_text())
-    assert (result['steps'], result['metrics']['n'], result['processes']) == (12, 12, 2)
+    assert (result['steps'], result['metrics']['n'], result['processes']) == (12, 18, 2)
+    # of three shards, one process has two: each image counts once all the same
+    alone = evaluate(load(str(tmp_path / 'whole'))[0], 'wds/toys', shards)
+    assert alone == pytest.approx(result['metrics'], rel=1e-5)

@@ -108,7 +108,7 @@ class StreamSet:
         return int(self.reader.num_samples)
 
     def _most_workers(self) -> int:
-        """How many worker processes find a share; timm's other readers say so themselves when there are too many."""
+        """How many workers of a process find a share; timm's other readers say it themselves when some find none."""
         if not self.name.lower().startswith('wds/'):
             return sys.maxsize
         shards, processes = self.reader.split_info.filenames, self.reader.dist_num_replicas
@@ -118,6 +118,6 @@ class StreamSet:
             path = os.path.join(self.reader.root, name)
             if '://' not in path and not os.path.isfile(path):  # timm would go on without it
                 raise UserError(f'{self.name}: the shard {path} is missing')
-        if len(shards) < processes:
+        if len(shards) < processes and self.reader.is_training:
             raise UserError(f'{self.name}: {len(shards)} shards of {self.split} are too few for {processes} processes')
-        return len(shards) // processes
+        return max(1, len(shards) // processes)

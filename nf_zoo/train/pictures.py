@@ -94,6 +94,5 @@ def _leave_signals_to_the_engine(worker: int) -> None:
 
 def _collate(items: list[Any]) -> Any:
     """A batch, or the first error, or None for images that are passed over."""
-    if items[0] is None:
-        return None
-    return next((item for item in items if isinstance(item, UserError)), None) or default_collate(items)
+    error = next((item for item in items if isinstance(item, UserError)), None)
+    return error or (None if items[0] is None else default_collate(items))

@@ -41,8 +41,8 @@ class Recipe:
     )
     data_dir: str | None = _key(None, 'folder of the data set')
     dataset_download: bool = _key(False, 'let torchvision or timm fetch the data set into data_dir')
-    train_split: str = _key('train', 'folder data: subfolder of the training images')
-    val_split: str = _key('validation', 'folder data: subfolder of the validation images')
+    train_split: str = _key('train', 'folder data, sets of timm: subfolder or name of the training images')
+    val_split: str = _key('validation', 'folder data, sets of timm: subfolder or name of the validation images')
     train_num_samples: int | None = _key(None, 'wds/, hfids/: training images, where the set does not say')
     val_num_samples: int | None = _key(None, 'wds/, hfids/: validation images, where the set does not say')
     input_key: str | None = _key(None, "sets of timm: the image's name in a sample")
@@ -53,9 +53,11 @@ class Recipe:
     mean: Numbers | None = _key(None, 'mean of each channel, for pixels in 0..1')
     std: Numbers | None = _key(None, 'standard deviation of each channel, for pixels in 0..1')
     interpolation: str | None = _key(None, 'resizing of folder images: bilinear, bicubic ...')
-    train_interpolation: str = _key('random', 'the same in training; empty: as interpolation')
+    train_interpolation: str = _key(
+        'random', 'resizing of folder images in training: random, bilinear ...; empty: as interpolation'
+    )
     crop_pct: float | None = _key(None, 'part of a folder image that evaluation sees')
-    workers: int = _key(4, 'folder data: processes that read images')
+    workers: int = _key(4, 'folder data, sets of timm: processes that read images')
 
     crop_pad: int = _key(4, 'in-memory sets: padding of the random crop in pixels')
     train_sizes: dict[int, int] = _key(

@@ -101,6 +101,10 @@ class _Pictures(IterableDataset):
         # torch takes the batches of the workers in turn
         before = len(range(found.id, self.skipped, found.num_workers)) * self.batch_size
         try:
+            if not reader.is_training and reader.dist_num_replicas > 1:
+                # Once it has its share: timm makes the shares equal, by images that count twice or not at all.
+                reader._lazy_init()
+                reader.dist_num_replicas = 1
             for number, (picture, label) in enumerate(self.images.pictures):
                 if number < before:
                     yield None
