@@ -24,6 +24,7 @@ from nf_zoo.train.named import open_named
 from nf_zoo.train.plan import describe
 from nf_zoo.train.stream import StreamData
 
+pytestmark = pytest.mark.timeout(300)  # many processes
 SHARDS = {'train': 4, 'validation': 3}
 IMAGES = 6  # in a shard
 FACTS: dict[str, Any] = {'dataset': 'wds/toys', 'num_classes': 3, 'workers': 2, 'batch_size': 4, 'img_size': 16}
@@ -249,7 +250,6 @@ def test_hugging_face_sets_as_streams_and_with_random_access(tmp_path_factory: p
     assert val[2][1] == 26 % 3 and np.asarray(val[2][0])[0, 0, 0] == 26
 
 
-@pytest.mark.timeout(300)
 def test_two_processes_have_a_share_each_and_resume_exactly(shards: Path, tmp_path: Path) -> None:
     options = options_of(shards, batch_size=2)
     said = torchrun(str(Path(__file__).with_name('ddp_toys.py')), str(tmp_path), yaml.safe_dump(options)).stdout
