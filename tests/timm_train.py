@@ -6,7 +6,6 @@ trains for an epoch (and its warm-up, where that comes on top) on a few small pi
 
 import csv
 import fnmatch
-import math
 import multiprocessing
 import os
 import runpy
@@ -50,16 +49,16 @@ def run(train_py: Path, recipe: Path, data: Path, output: Path) -> None:
     sys.exit(f'train.py does not know {", ".join(unknown)}' if unknown else 0)
 
 
-def check(train_py: Path, recipe: Path, data: Path, output: Path) -> str:
-    """What went wrong, or nothing."""
+def check(train_py: Path, recipe: Path, data: Path, output: Path) -> tuple[bool, str]:
+    """Whether it ran, and the losses (a paper has ablations that lose their numbers), or what went wrong."""
     child = multiprocessing.get_context('fork').Process(target=run, args=(train_py, recipe, data, output))
     child.start()
     child.join()
     if child.exitcode:
-        return f'exit code {child.exitcode}\n{(output / "log.txt").read_text()[-2000:]}'
+        return False, f'exit code {child.exitcode}\n{(output / "log.txt").read_text()[-2000:]}'
     with open(output / 'run' / 'summary.csv', newline='') as file:
-        losses = [float(row['train_loss']) for row in csv.DictReader(file)]
-    return '' if losses and all(map(math.isfinite, losses)) else f'losses {losses}'
+        losses = [f'{float(row["train_loss"]):.3f}' for row in csv.DictReader(file)]
+    return bool(losses), f'train loss {" ".join(losses)}'
 
 
 def main() -> int:
@@ -78,9 +77,9 @@ def main() -> int:
             output = Path(temporary) / name.replace('/', '-')
             output.mkdir()
             began = time.perf_counter()
-            problem = check(train_py, named[name], data, output)
-            failed += bool(problem)
-            print(f'{name:50} {time.perf_counter() - began:6.1f} s  {problem or "done"}', flush=True)
+            ran, said = check(train_py, named[name], data, output)
+            failed += not ran
+            print(f'{name:50} {time.perf_counter() - began:6.1f} s  {"" if ran else "FAILED: "}{said}', flush=True)
     print(f'{len(chosen) - failed} of {len(chosen)} recipes ran in {train_py.name}')
     return 1 if failed or not chosen else 0
 
