@@ -182,9 +182,9 @@ def _fitting(folder: weights.Folder) -> Iterator[None]:
     """Where the user has given no argument, what a model can't be built from is the fault of the weights' files."""
     try:
         yield
-    except (CheckFailed, UserError):
-        raise
     except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, CheckFailed) or str(folder) in str(error):
+            raise
         reason = ' '.join(str(error).split())[:200]
         raise UserError(f'{folder} is not for {folder.name}: {reason}; publish it again') from None
 

@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 from hubs import NAME, TAG, load, make_hub, one_line, rewrite
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from timm.models import PretrainedCfg
 
@@ -263,6 +263,7 @@ _keys = [*schema.CONFIG_KEYS, *schema.PRETRAINED_CFG_KEYS, *schema.MODEL_ARGS, '
         max_size=3,
     )
 )
+@example([(('model_args',), 'attn_layer', [0, 0, 0])])
 def test_a_config_makes_a_model_or_is_refused(shared: Path, changes: list[tuple[tuple[str, ...], str, Any]]) -> None:
     folder = shared / f'{NAME}.{TAG}'
     before = {name: (folder / name).read_bytes() for name in ('config.json', 'manifest.json')}
