@@ -4,6 +4,7 @@ Each is an ``nn.Conv2d`` with the same weight and bias; ``fuse()`` gives the pla
 where there is one (timm's ``reparameterize_model`` calls it by that name).
 """
 
+import math
 from typing import Any
 
 import torch
@@ -244,13 +245,27 @@ def _group_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     return torch.native_group_norm(x, None, None, n, c, h * w, 1, eps)
 
 
+def _in_rows(x: Tensor, eps: float) -> Tensor:
+    """``standardize`` of each image as if it had 64 channels: the kernel divides the work by pixels, and only if they
+    are many."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if not (last or x.is_contiguous()):
+        return F.group_norm(x, 1, None, None, eps)
+    pixels = x.permute(0, 2, 3, 1) if last else x
+    numel = math.prod(x.shape[1:])
+    width = math.gcd(numel, 64)
+    y = F.group_norm(pixels.reshape(len(x), numel // width, 1, width).permute(0, 3, 1, 2), 1, None, None, eps)
+    y = y.permute(0, 2, 3, 1).reshape(pixels.shape)
+    return y.permute(0, 3, 1, 2) if last else y
+
+
 def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     n, c, h, w = x.shape
     mask = [True, False, False]
     return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, None, n, c, h * w, 1, mask)[0]
 
 
-LARGE = 1 << 19  # numbers: more than a core's cache holds
+LARGE = 1 << 19  # numbers in a batch of images: more than a core's cache holds
 
 
 def _is_exact(x: Tensor) -> bool:
@@ -268,7 +283,7 @@ def _commutes(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> bool:
 def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """mu and 1 / sigma of each image, (N,)."""
     mean = x.mean((1, 2, 3))
-    square = torch.linalg.vector_norm(x, dim=(1, 2, 3)).square() / x[0].numel()
+    square = torch.linalg.vector_norm(x, dim=(1, 2, 3)).square() / math.prod(x.shape[1:])
     # Rounding may leave less than the nothing that the variance of a blank image is.
     return mean, (square - mean.square()).clamp(min=0).add(eps).rsqrt()
 
@@ -335,12 +350,14 @@ def input_norm_conv(
             conv = (stride, padding, dilation, groups)
             if torch.is_grad_enabled():
                 return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
-            if norm == 'sample' and x.numel() >= LARGE:
-                if _commutes(x, weight, conv):
+            if norm == 'sample':
+                large = x.numel() >= LARGE and len(x) > 1
+                if large and _commutes(x, weight, conv):
                     return _conv_then_norm(x, weight, bias, eps, conv)[0]
-                if inplace and _is_exact(x):
+                if large and inplace and _is_exact(x):
                     mean, rstd = (t.view(-1, 1, 1, 1) for t in _moments(x, eps))
                     return F.conv2d(torch.addcmul(-mean * rstd, x, rstd, out=x), weight, bias, *conv)
+                return F.conv2d(_in_rows(x, eps), weight, bias, *conv)
     return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
 
 

@@ -37,6 +37,17 @@ def test_eunconv_is_equation_8(norm):
         torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('shape', [(2, 4, 7, 6), (1, 4, 9, 5), (3, 4, 16, 8), (1, 4, 1, 1), (0, 4, 6, 6)])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last, None])
+def test_a_graph_or_none_and_any_layout(shape, layout):
+    conv, x = eunconv(), torch.randn(shape, dtype=torch.float64)
+    x = x.to(memory_format=layout) if layout else x.transpose(2, 3).contiguous().transpose(2, 3)
+    expected = conv(x)
+    assert expected.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), expected.detach(), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize(('norm', 'bias'), list(itertools.product(NORMS, [True, False])))
 def test_eunconv_gradients(norm, bias):
     conv = eunconv(norm=norm, bias=bias)
