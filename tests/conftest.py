@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Libraries read these when they are imported, and child processes inherit them.
@@ -14,6 +15,7 @@ os.environ.pop('NF_ZOO_HUB', None)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hub_server import Hub, serve  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile('default', deadline=None, derandomize=True, database=None, max_examples=20)
@@ -29,6 +31,13 @@ def pytest_unconfigure() -> None:
 def _repeatable() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    """A Hugging Face Hub on loopback, with LFS."""
+    with serve(storage='lfs') as found:
+        yield found
 
 
 @pytest.fixture(scope='session')

@@ -16,6 +16,9 @@ from hubs import NAME, TAG, toy
 TESTS = Path(__file__).parent
 TOKEN = 'hf_thisTokenMustNeverBeSeen1234567890'
 REPO = f'org/{NAME}.{TAG}'
+WEIGHTS = 'GET /lfs/'
+# huggingface_hub's own use of httpx when it uploads by LFS
+UPLOADS = pytest.mark.filterwarnings('ignore:Use .content=:DeprecationWarning')
 
 
 def put(server: Hub) -> None:

@@ -8,24 +8,15 @@ from typing import Any
 
 import pytest
 import timm
-from hub_client import REPO, TOKEN, connect, put
-from hub_server import Fault, File, Hub, serve
+from hub_client import REPO, TOKEN, UPLOADS, WEIGHTS, connect, put
+from hub_server import Fault, File, Hub
 from hubs import NAME, TAG, full_disk, make_hub, make_model, one_line, toy
 
 from nf_zoo import hub, places, weights
 from nf_zoo.errors import CheckFailed, UserError
 from nf_zoo.hf_calls import Unreachable
 
-# huggingface_hub's own use of httpx when it uploads by LFS
-pytestmark = pytest.mark.filterwarnings('ignore:Use .content=:DeprecationWarning')
-
-WEIGHTS = 'GET /lfs/'
-
-
-@pytest.fixture
-def server() -> Iterator[Hub]:
-    with serve(storage='lfs') as found:
-        yield found
+pytestmark = UPLOADS
 
 
 @pytest.fixture

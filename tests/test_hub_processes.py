@@ -6,25 +6,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_client import REPO, TOKEN, environment, put, run_child
+from hub_client import REPO, TOKEN, UPLOADS, WEIGHTS, environment, put, run_child
 from hub_server import Fault, Hub, serve
 from hubs import NAME, TAG, toy
 
-# huggingface_hub's own use of httpx when it uploads by LFS
-pytestmark = pytest.mark.filterwarnings('ignore:Use .content=:DeprecationWarning')
-
-WEIGHTS = 'GET /lfs/'
-
-
-@pytest.fixture
-def server() -> Iterator[Hub]:
-    with serve(storage='lfs') as found:
-        yield found
+pytestmark = UPLOADS
 
 
 _FETCH = """
