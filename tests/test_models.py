@@ -91,11 +91,11 @@ def test_features_are_the_stages(name):
     with torch.no_grad():
         maps = features(x)
         final, intermediates = model.forward_intermediates(x)
+        torch.testing.assert_close(final, model.forward_features(x), rtol=1e-4, atol=1e-5)
     channels, reductions = features.feature_info.channels(), features.feature_info.reduction()
     assert [f.shape[1] for f in maps] == channels
     assert [x.shape[-1] // f.shape[-1] for f in maps] == reductions
     assert [f.shape for f in intermediates] == [f.shape for f in maps]
-    torch.testing.assert_close(final, model.forward_features(x), rtol=1e-4, atol=1e-5)
     for level in range(len(maps)):
         pruned = copy.deepcopy(model)
         pruned.prune_intermediate_layers([level])
