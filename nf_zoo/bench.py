@@ -102,7 +102,7 @@ def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20
             dict(model=model, output=folder, smoothing=0.0, lr=0.01, log_interval=steps, sched_on_updates=True)
         )
         run = Run(recipe, Path(folder), lambda line: None, False, sets=sets)
-        bare = timm.create_model(model, num_classes=10).to(run.device, memory_format=torch.channels_last)
+        bare = run.model  # the same one: where another one's weights happen to lie makes a difference of some percent
         optimizer = torch.optim.SGD(bare.parameters(), lr=0.01, momentum=0.9, nesterov=True)
         epoch = iter(range(10**6))
 
