@@ -74,9 +74,10 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
     mine = f'{NF} ONNX'
     if 'TorchScript' in formats:
         for name, model in models.items():
-            safetensors.torch.save_file(model.state_dict(), folder / f'{name}.safetensors')
-            exported = (files[f'{name} ONNX'], files[f'{name} TorchScript'])
-            rows += bench_kits(name, folder / f'{name}.safetensors', *exported, folder)
+            kits = folder / f'{name} kits'
+            kits.mkdir()
+            safetensors.torch.save_file(model.state_dict(), kits / 'weights')
+            rows += bench_kits(name, kits / 'weights', files[f'{name} ONNX'], files[f'{name} TorchScript'], kits)
     nodes, left = {}, {}
     for name in (mine, 'timm nf', 'BN'):
         nodes[name], left[name] = _nodes(files[name], folder)

@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -44,7 +45,7 @@ def bench_kits(name: str, weights: Path, onnx: Path, torchscript: Path, folder: 
 
     Args:
         name: The model; ``weights`` are its own (safetensors), ``onnx`` and ``torchscript`` the exported files.
-        folder: Where to put pictures, and what is compiled.
+        folder: An empty one, for pictures, the page and what is compiled.
     """
     programs: dict[str, Program] = {'PyTorch eager': _command(sys.executable, '-c', _EAGER, name, weights)}
     if (KITS / 'python').is_dir():
@@ -52,7 +53,11 @@ def bench_kits(name: str, weights: Path, onnx: Path, torchscript: Path, folder: 
     if shutil.which('node') and (KITS / 'node' / 'node_modules').is_dir():
         programs['node'] = _command('node', KITS / 'node' / 'classify.js', onnx)
     if shutil.which('chromium') and shutil.which('node') and (KITS / 'browser' / 'node_modules').is_dir():
-        programs['browser'] = partial(_browser, onnx, folder)
+        site = folder / 'site'
+        site.mkdir()
+        for network in ('folded', 'unfolded'):
+            (site / f'{network}.onnx').symlink_to(onnx)
+        programs['browser'] = partial(_browser, site)
     if shutil.which('cmake') and (KITS / 'cpp').is_dir():
         build = folder / 'cpp'
         python = f'-DPython3_EXECUTABLE={sys.executable}'
@@ -99,18 +104,24 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def _browser(onnx: Path, folder: Path, pictures: Sequence[Path]) -> tuple[float, float]:
-    """The page in a browser that runs already: from opening it on."""
-    site = folder / 'site'
-    if not site.exists():
-        shutil.copytree(KITS / 'browser', site, ignore=shutil.ignore_patterns('node_modules', '*.onnx'))
-        (site / 'node_modules').symlink_to(KITS / 'browser' / 'node_modules')
-        for network in ('folded', 'unfolded'):
-            (site / f'{network}.onnx').symlink_to(onnx)
+@contextmanager
+def served(site: Path) -> Iterator[str]:
+    """The address of the browser kit's page, copied to ``site`` beside its networks and served as its README says."""
+    kit = KITS / 'browser'
+    ignored = shutil.ignore_patterns('node_modules', '*.onnx')
+    shutil.copytree(kit, site, ignore=ignored, dirs_exist_ok=True)
+    if not (site / 'node_modules').exists():
+        (site / 'node_modules').symlink_to(kit / 'node_modules')
     with ThreadingHTTPServer(('127.0.0.1', 0), partial(_Quiet, directory=site)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = ['node', KITS / 'browser' / 'time.js', f'http://127.0.0.1:{server.server_port}/', *pictures]
-        run = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
+        yield f'http://127.0.0.1:{server.server_port}/'
         server.shutdown()
+
+
+def _browser(site: Path, pictures: Sequence[Path]) -> tuple[float, float]:
+    """The page in a browser that runs already: from opening it on."""
+    with served(site) as page:
+        command = ['node', KITS / 'browser' / 'time.js', page, *pictures]
+        run = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)
     first, last = json.loads(run.stdout)
     return first, last

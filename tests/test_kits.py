@@ -5,10 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,11 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import nf_zoo
+from nf_zoo.bench_kits import KITS, served
 from nf_zoo.predict import class_names, predict, preprocessing
 
 pytestmark = [pytest.mark.kit, pytest.mark.timeout(300)]
 
-KITS = Path(__file__).parent.parent / 'export'
 # Pillow 13 resizes tall pictures' height first, and the kits with it.
 TALL = [(37, 100), (37, 500)] if int(PIL.__version__.partition('.')[0]) >= 13 else []
 TOLERANCE = 1e-4  # of probabilities
@@ -252,26 +249,17 @@ def test_a_missing_file_is_said_in_a_line(kit: Any, tmp_path: Path) -> None:
     assert run.returncode and len((run.stderr + run.stdout).splitlines()) == 1
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def page(models: Any, tmp_path: Path) -> Iterator[str]:
     """The browser kit's address, served as its README says, with the digits' network folded and not folded."""
-    kit = KITS / 'browser'
-    if not all(map(shutil.which, ('node', 'chromium'))) or not (kit / 'node_modules').is_dir():
+    if not all(map(shutil.which, ('node', 'chromium'))) or not (KITS / 'browser' / 'node_modules').is_dir():
         pytest.skip("Node, Chromium or the page's packages are missing: make kit-test installs them")
     site = tmp_path / 'site'
-    shutil.copytree(kit, site, ignore=shutil.ignore_patterns('node_modules', '*.onnx'))
-    (site / 'node_modules').symlink_to(kit / 'node_modules')
+    site.mkdir()
     nf_zoo.export_onnx(models('digits'), site / 'folded.onnx')
     nf_zoo.export_onnx(models('digits'), site / 'unfolded.onnx', fold=False)
-    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=site)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{server.server_port}/'
-        server.shutdown()
+    with served(site) as address:
+        yield address
 
 
 def test_the_page_in_a_browser(page: str, models: Any, images: list[Path], tmp_path: Path) -> None:
