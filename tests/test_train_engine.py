@@ -22,6 +22,7 @@ import nf_zoo  # noqa: F401
 from nf_zoo.errors import CheckFailed, UserError
 from nf_zoo.train import Recipe, build, evaluate, load_recipe, main, train
 from nf_zoo.train import data as data_module
+from nf_zoo.train.compare import read_runs
 from nf_zoo.train.data import MemoryData, seed_everything
 
 pytestmark = pytest.mark.usefixtures('toys')
@@ -225,6 +226,18 @@ def test_best_so_far_is_the_first_epoch_with_the_highest_accuracy(tmp_path: Path
     model.load_state_dict(load_file(tmp_path / 'best.safetensors'))
     model.pretrained_cfg['input_size'] = (3, 16, 16)
     assert evaluate(model, 'toys', batch_size=4)['top1'] == top
+
+
+def test_evaluating_seldom_leaves_the_weights_as_they_are(tmp_path: Path) -> None:
+    often, seldom = (run_toy(tmp_path / str(n), epochs=5, val_interval=n, model_ema=True) for n in (1, 2))
+    assert often['sha256'] == seldom['sha256'] and often['metrics'] == seldom['metrics']
+    assert [row['epoch'] for row in rows(tmp_path / '2') if math.isfinite(row['ema_top1'])] == [1, 3, 4]
+    for row, same in zip(rows(tmp_path / '1'), rows(tmp_path / '2'), strict=True):
+        assert all(row[key] == same[key] or math.isnan(same[key]) for key in row)
+        assert row['train_loss'] == same['train_loss']
+    found = {run.run: run for run in read_runs([tmp_path / '1', tmp_path / '2'])}
+    assert found['1'].metric('top1') == found['2'].metric('top1') == seldom['metrics']['top1']
+    assert found['2'].best['epoch'] == seldom['best']['epoch']
 
 
 def test_a_models_own_clipping_rule_is_used_and_the_recipes_comes_first(tmp_path: Path) -> None:

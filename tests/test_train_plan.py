@@ -90,6 +90,14 @@ def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
         read_runs([tmp_path / 'a'])
 
 
+def test_a_run_that_has_not_been_evaluated_yet_is_one_line(tmp_path: Path) -> None:
+    run_toy(tmp_path, epochs=3, val_interval=2)
+    header, *lines = (tmp_path / 'summary.csv').read_text().splitlines()
+    (tmp_path / 'summary.csv').write_text(f'{header}\n{lines[0]}\n')
+    with pytest.raises(UserError, match='no epoch has been evaluated yet'):
+        read_runs([tmp_path])
+
+
 def test_runs_of_one_name_keep_their_paths(tmp_path: Path) -> None:
     for place in ('x', 'y'):
         run_toy(tmp_path / place / 'run', epochs=1)

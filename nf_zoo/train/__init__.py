@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .command import main
     from .data import MemorySet, load_dataset
-    from .engine import train
     from .evaluation import evaluate
     from .progress import Interrupted
     from .recipe import Recipe, load_recipe
+    from .start import train
 
 _HOME = {
     'Interrupted': 'progress',
@@ -22,7 +22,7 @@ _HOME = {
     'load_dataset': 'data',
     'load_recipe': 'recipe',
     'main': 'command',
-    'train': 'engine',
+    'train': 'start',
 }
 
 __all__ = ['Interrupted', 'MemorySet', 'Recipe', 'evaluate', 'load_dataset', 'load_recipe', 'main', 'train']

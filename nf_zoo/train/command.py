@@ -6,9 +6,9 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from ..errors import Parser
-from .engine import train
 from .progress import Interrupted
 from .recipe import add_options, load_recipe
+from .start import train
 
 _EXAMPLE = """example:
   nf-zoo train configs/cifar10/eunnet20_cifar.yaml --data-dir data --output runs/eunnet20

@@ -1,6 +1,7 @@
 """Several runs side by side: a table, and one picture of their curves."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,19 @@ class Summary:
     epochs: int
     kind: str  # the scores that are the result: 'ema', those of the moving average, where there is one, else 'eval'
 
-    def metric(self, key: str, epoch: int = -1) -> float:
-        return self.rows[epoch][f'{self.kind}_{key}']
+    @property
+    def scored(self) -> list[report.Row]:
+        """The rows of the epochs that have been evaluated."""
+        return [row for row in self.rows if not math.isnan(row[f'{self.kind}_top1'])]
+
+    def metric(self, key: str, row: report.Row | None = None) -> float:
+        """A score of ``row``, by default of the last epoch that has been evaluated."""
+        return (row or self.scored[-1])[f'{self.kind}_{key}']
 
     @property
-    def best(self) -> int:
-        """The first epoch, from 0, with the highest top-1."""
-        return max(range(len(self.rows)), key=lambda epoch: (self.metric('top1', epoch), -epoch))
+    def best(self) -> report.Row:
+        """The first epoch with the highest top-1."""
+        return max(self.scored, key=lambda row: (self.metric('top1', row), -row['epoch']))
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Summary]:
@@ -47,7 +54,10 @@ def _read(folder: Path, name: str) -> Summary:
         missing = {'lr', 'train_loss', f'{kind}_loss', f'{kind}_top1', f'{kind}_top5'} - rows[-1].keys()
         if missing:
             raise UserError(f'{folder}/summary.csv has no column {min(missing)}')
-        return Summary(name, recipe.model, recipe.dataset, rows, recipe.epochs, kind)
+        summary = Summary(name, recipe.model, recipe.dataset, rows, recipe.epochs, kind)
+        if not summary.scored:
+            raise UserError(f'{folder} is a run of which no epoch has been evaluated yet')
+        return summary
     except (KeyError, TypeError, ValueError, OSError) as error:
         if isinstance(error, UserError):
             raise
@@ -72,7 +82,7 @@ def table(runs: Sequence[Summary]) -> str:
             f'{run.metric("top1"):.2f}',
             f'{run.metric("top5"):.2f}',
             f'{run.metric("loss"):.4f}',
-            f'{run.metric("top1", run.best):.2f} (epoch {run.best + 1})',
+            f'{run.metric("top1", run.best):.2f} (epoch {run.best["epoch"] + 1:.0f})',
             f'{run.rows[-1]["train_loss"]:.4f}',
         ]
         for run in runs
@@ -88,7 +98,7 @@ def as_json(runs: Sequence[Summary]) -> str:
             'dataset': run.dataset,
             'epochs': len(run.rows),
             **{key: run.metric(key) for key in ('top1', 'top5', 'loss')},
-            'best': {'epoch': run.best, 'top1': run.metric('top1', run.best)},
+            'best': {'epoch': int(run.best['epoch']), 'top1': run.metric('top1', run.best)},
         }
         for run in runs
     ]

@@ -8,7 +8,7 @@ repeats, on a CPU bit for bit, what the uninterrupted run does.
 import hashlib
 import math
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,35 +33,6 @@ from .stream import StreamData
 
 INIT_BATCHES = 8  # as RescaleNet's official code
 SLOW_LOADER = 0.1  # the part of an epoch that training waits, from which on a line says so
-
-
-def train(recipe: Recipe, *, log: build.Log = print, bar: bool | None = None) -> dict[str, Any]:
-    """Run ``recipe`` and return what its result.json says. Under torchrun, this is one of the processes of the run.
-
-    ``bar`` shows a progress bar on stderr; by default, where stderr is a terminal. Raises `UserError` for bad input or
-    a folder that can't be written, `CheckFailed` when a loss or a gradient is no longer finite or another process has
-    ended, and `Interrupted` after Ctrl-C or SIGTERM, once a checkpoint is written.
-    """
-    if not str(recipe.output):
-        raise UserError('where should the run go? give --output RUN')
-    with Processes(recipe.device) as processes:
-        _claim(recipe.run_dir, recipe, processes.first)
-        processes.wait()  # until all have looked whether there is a run
-        if not processes.first:
-            log, bar = _silent, False
-        return Run(recipe, recipe.run_dir, log, bar, processes=processes).fit()
-
-
-def _silent(line: str) -> None:
-    pass
-
-
-def _claim(run: Path, recipe: Recipe, first: bool) -> None:
-    if (run / 'recipe.yaml').exists() and not recipe.resume:
-        raise UserError(f'{run} already holds a run: continue it with --resume, or choose another --output')
-    for torn in [*run.glob('.*.tmp'), *run.glob('checkpoints/.*.tmp')] if first else []:
-        with suppress(OSError):
-            torn.unlink()
 
 
 class Run:
@@ -153,33 +124,21 @@ class Run:
             clock.trained(self.updates)
         if self.scheduler:
             self.scheduler.step(epoch + 1)
-        scores = {'eval': self._score(self.model)}
-        if self.ema:
-            scores['ema'] = self._score(self.ema.module)
-        self.scored = int(scores['eval']['n'])
-        if not math.isfinite(scores['eval']['loss']):
-            x, _ = next(iter(self._laid_out(self.data.val_batches())))
-            raise self._no_number('the validation loss', layer_of_the_output(self.model.eval(), x))
-        norm, clipped = (self.gradients.sums / self.steps).tolist()
-        row = {'epoch': epoch, 'lr': self.lr, 'train_loss': train_loss, 'grad_norm': norm}
+        row: report.Row = {'epoch': epoch, 'lr': self.lr, 'train_loss': train_loss}
+        row['grad_norm'], clipped = (self.gradients.sums / self.steps).tolist()
         if self.gradients.threshold:
             row['clipped'] = clipped
-        for name, found in scores.items():
-            row.update({f'{name}_{key}': found[key] for key in ('loss', 'top1', 'top5')})
+        text = f'epoch {epoch + 1}/{self.epochs}: train loss {train_loss:.4f}'
+        if (epoch + 1) % self.recipe.val_interval == 0 or epoch + 1 == self.epochs:
+            text += self._evaluate(row)
         self.rows.append(row)
         self.loss_sum = 0.0
         self.gradients.sums.zero_()
-        self._keep_the_best(epoch, scores['ema' if self.ema else 'eval'])
         self._save()
-        seconds = clock.evaluated()
+        self.log(f'{text}, {clock.evaluated():.1f} s')
         if self.tensorboard:
             for key in row.keys() - {'epoch'}:
                 self.tensorboard.add_scalar(key, row[key], epoch)
-        top1 = ', EMA '.join(f'{found["top1"]:.2f} %' for found in scores.values())
-        self.log(
-            f'epoch {epoch + 1}/{self.epochs}: train loss {train_loss:.4f}, eval loss {row["eval_loss"]:.4f}, '
-            f'top 1 {top1}, {seconds:.1f} s'
-        )
         if self.waited > SLOW_LOADER:
             self.log(
                 f'the loader is too slow: training waited for it {self.waited:.0%} of the epoch; '
@@ -187,6 +146,21 @@ class Run:
             )
         if self.processes.any(stop.asked) and epoch + 1 < self.epochs:
             raise Interrupted(self.folder)
+
+    def _evaluate(self, row: report.Row) -> str:
+        """Put the scores into the ``row`` of the epoch, keep the best weights; returns what the log says of it."""
+        scores = {'eval': self._score(self.model)}
+        if self.ema:
+            scores['ema'] = self._score(self.ema.module)
+        self.scored = int(scores['eval']['n'])
+        if not math.isfinite(scores['eval']['loss']):
+            x, _ = next(iter(self._laid_out(self.data.val_batches())))
+            raise self._no_number('the validation loss', layer_of_the_output(self.model.eval(), x))
+        for name, found in scores.items():
+            row.update({f'{name}_{key}': found[key] for key in ('loss', 'top1', 'top5')})
+        self._keep_the_best(int(row['epoch']), scores['ema' if self.ema else 'eval'])
+        top1 = ', EMA '.join(f'{found["top1"]:.2f} %' for found in scores.values())
+        return f', eval loss {row["eval_loss"]:.4f}, top 1 {top1}'
 
     def _score(self, model: nn.Module) -> dict[str, float]:
         # Without autocast: what is recorded is what `verify` will measure.

@@ -1,5 +1,6 @@
 """What a recipe will do, without doing it: `describe` is ``nf-zoo train RECIPE --dry-run``."""
 
+import math
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -128,7 +129,7 @@ def _costs(
     starts = sorted(sizes)
     spans = zip(starts, [*starts[1:], epochs], strict=True)
     training = sum((min(end, epochs) - start) * train_n * seconds[sizes[start]][0] for start, end in spans)
-    scoring = epochs * val_n * seconds[side][1] * (2 if recipe.model_ema else 1)
+    scoring = math.ceil(epochs / recipe.val_interval) * val_n * seconds[side][1] * (2 if recipe.model_ema else 1)
     processes = Processes(recipe.device).size
     yield f'time: about {_duration((training + scoring) / processes)} on {report.hardware(device)}'
     yield f'  {_duration((training + scoring) / processes / epochs)} an epoch, measured on {n} images; reading is extra'

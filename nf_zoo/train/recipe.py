@@ -117,6 +117,7 @@ class Recipe:
     amp_dtype: str = _key('bfloat16', 'bfloat16')
     channels_last: bool = _key(True, 'channels_last memory format')
     torchcompile: str | None = _key(None, 'backend of torch.compile; unset is off')
+    val_interval: int = _key(1, 'epochs between two evaluations; the last epoch has one anyway')
     log_interval: int = _key(50, 'updates between two lines of the log')
     log_tensorboard: bool = _key(False, 'write TensorBoard events too')
     checkpoint_hist: int = _key(2, 'checkpoints to keep')
@@ -131,6 +132,7 @@ class Recipe:
             'validation_batch_size',
             'grad_accum_steps',
             'epochs',
+            'val_interval',
             'log_interval',
             'checkpoint_hist',
         ):
@@ -170,7 +172,7 @@ OWN = frozenset(
 )  # keys that timm's train.py hasn't
 _NOT_THE_RESULT = frozenset(
     'checkpoint_hist data_dir dataset_download device experiment log_interval log_tensorboard output '
-    'recovery_interval resume workers'.split()
+    'recovery_interval resume val_interval workers'.split()
 )
 _CHOICES = {
     # timm's plateau is left out: it depends on the metrics so far, which a repeatable schedule can't

@@ -69,7 +69,7 @@ class Clock:
 
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> str | None:
     """Draw a run: see `draw_panels`, whose answer this is."""
-    return draw_panels(path, [('', rows, 'ema' if 'ema_top1' in rows[0] else 'eval')], title)
+    return draw_panels(path, [('', rows, 'ema' if 'ema_top1' in rows[-1] else 'eval')], title)
 
 
 def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], title: str) -> str | None:
@@ -110,14 +110,14 @@ def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], titl
             if key not in rows[-1]:
                 continue
             clipped |= axes is shares
-            epochs = [row['epoch'] + 1 for row in rows if key in row]
-            values = [factor * row[key] for row in rows if key in row]
+            known = [row for row in rows if math.isfinite(row.get(key, math.nan))]
+            epochs, values = [row['epoch'] + 1 for row in known], [factor * row[key] for row in known]
             options = (
                 {'color': f'C{number}', 'label': f'{name}: {label}' if axes is losses else name}
                 if name
                 else {'label': label}
             )
-            axes.plot(epochs, values, style, marker='.' if len(rows) < 4 else None, **options)
+            axes.plot(epochs, values, style, marker='.' if len(known) < 4 else None, **options)
     for axes, label in (
         (losses, 'loss'),
         (accuracies, 'validation accuracy / %'),
