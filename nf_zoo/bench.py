@@ -89,6 +89,7 @@ class _Plain(nn.Module):
 
 def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20) -> list[Row]:
     """One epoch of the training engine and of a bare loop over the same model and batches, in turn."""
+    from .train import memory
     from .train.data import MemorySet
     from .train.engine import Run
     from .train.progress import StopSignal
@@ -119,7 +120,8 @@ def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-        times = interleaved({'engine': engine, 'loop': loop}, rounds)
+        with memory.kept():  # for both, as in a run
+            times = interleaved({'engine': engine, 'loop': loop}, rounds)
     return [Row(f'{model}: training step', 'bare loop', times['engine'] / steps, times['loop'] / steps, 'ms')]
 
 

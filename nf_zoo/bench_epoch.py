@@ -14,7 +14,7 @@ from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import AverageMeter
 
 from .bench import Row, interleaved
-from .train import build
+from .train import build, memory
 from .train.data import MemorySet
 from .train.engine import Run
 from .train.folder import MemoryPictures
@@ -68,7 +68,7 @@ def _engine(run: Run) -> Callable[[], object]:
     def epoch() -> None:
         run.updates = 0
         run.model.train()
-        with StopSignal() as stop:
+        with StopSignal() as stop, memory.kept():
             run.train_epoch(0, stop)
 
     return epoch

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckFailed, UserError
 from ..files import tensor_bytes, write_whole
-from . import build, report
+from . import build, memory, report
 from .checkpoint import load_newest, optimizer_state, restore_optimizer, save_checkpoint
 from .data import seed_everything
 from .diagnosis import layer_of_the_gradient, layer_of_the_output
@@ -108,7 +108,7 @@ class Run:
             write_whole(folder / 'recipe.yaml', text.encode())
 
     def fit(self) -> dict[str, Any]:
-        with StopSignal() as stop:
+        with StopSignal() as stop, memory.kept():
             for epoch in range(len(self.rows), self.epochs):
                 self._epoch(epoch, stop)
         return self._finish()
