@@ -18,8 +18,9 @@ from timm.models import nfnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .convs import InputNormConv2d, plain_conv
+from .convs import plain_conv
 from .errors import UserError, nearest
+from .input_norm import InputNormConv2d
 from .plain import Standardize
 
 

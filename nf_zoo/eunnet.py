@@ -24,8 +24,8 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import InputNormConv2d
 from .foreign import resnet_names
+from .input_norm import InputNormConv2d
 from .layout import Site, cifar, imagenet, imagenet_basic
 from .net import ResNet, drop_path, pooled_projection, shortcut, squeeze_excite
 from .plain import PostBlock

@@ -9,7 +9,8 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .convs import InputNormConv2d, plain_conv, standardize
+from .convs import plain_conv
+from .input_norm import InputNormConv2d, standardize
 from .net import PadShortcut
 
 Act = Callable[..., nn.Module]

@@ -9,8 +9,8 @@ from nf_zoo import fold
 from nf_zoo.bench import BENCHES, Row, bench, bench_engine, floor_of, interleaved, saved_bytes
 from nf_zoo.bench_epoch import bench_epoch
 from nf_zoo.bench_export import bench_export
-from nf_zoo.convs import InputNormConv2d
 from nf_zoo.errors import UserError
+from nf_zoo.input_norm import InputNormConv2d
 from nf_zoo.plain import Standardize
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nf_zoo import convs
-from nf_zoo.convs import NORMS, InputNormConv2d, ScaledStdConv2d, standardize
+from nf_zoo import input_norm
+from nf_zoo.convs import ScaledStdConv2d
+from nf_zoo.input_norm import NORMS, InputNormConv2d, standardize
 
 SHAPE = dict(in_channels=4, out_channels=6, kernel_size=3, stride=2, padding=1, groups=2)
 
@@ -80,9 +81,9 @@ def test_large_features_are_normalised_behind_a_narrowing_convolution(stride, bi
             return [y, conv(x, factor), *torch.autograd.grad(y, inputs, torch.cos(y))]
 
     expected = everything()
-    original = convs._conv_then_norm
-    monkeypatch.setattr(convs, 'LARGE', 1)
-    monkeypatch.setattr(convs, '_conv_then_norm', lambda *args: (calls.append(1), original(*args))[1])
+    original = input_norm._conv_then_norm
+    monkeypatch.setattr(input_norm, 'LARGE', 1)
+    monkeypatch.setattr(input_norm, '_conv_then_norm', lambda *args: (calls.append(1), original(*args))[1])
     for one, other in zip(everything(), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
     assert len(calls) == 2
@@ -93,11 +94,31 @@ def test_large_features_are_normalised_behind_a_narrowing_convolution(stride, bi
     assert torch.autograd.gradcheck(conv.double(), (x,))
 
 
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('inplace', [False, True])
+@pytest.mark.parametrize('shape', [{}, NARROW, NARROW | dict(bias=False)])
+def test_one_image_alone_is_that_image_in_a_batch(shape, inplace, layout):
+    conv = eunconv(**shape)
+    conv.inplace = inplace
+    images = torch.randn(4, conv.in_channels, 6, 5, dtype=torch.float64)
+    images[1] = 3.0  # a blank one
+    images[2] += 1e4  # one of which rounding would leave little
+    images[3] *= 1e-3
+    expected = F.conv2d(
+        F.group_norm(images, 1, eps=conv.eps), conv.weight, conv.bias, conv.stride, conv.padding, groups=conv.groups
+    )
+    with torch.no_grad():
+        for x, y in zip(images.split(1), expected.split(1), strict=True):
+            given = x.clone(memory_format=torch.contiguous_format).to(memory_format=layout)
+            torch.testing.assert_close(conv(given), y, rtol=1e-8, atol=1e-8)
+            assert inplace or torch.equal(given, x)
+
+
 @pytest.mark.parametrize('shape', [{}, NARROW])
 @pytest.mark.parametrize('norm', NORMS)
 def test_eunconv_keeps_its_input_alone(norm, shape, monkeypatch):
     """For backward: x, weight, and at most two numbers an image; not the normalised copy of x."""
-    monkeypatch.setattr(convs, 'LARGE', 1)
+    monkeypatch.setattr(input_norm, 'LARGE', 1)
     conv = eunconv(norm=norm, **shape)
     x = torch.randn(8, conv.in_channels, 32, 32, dtype=torch.float64, requires_grad=True)
     kept: dict[int, int] = {}

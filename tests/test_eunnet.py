@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import nf_zoo
-from nf_zoo import convs
+from nf_zoo import input_norm
 from nf_zoo.bench import floor_of, saved_bytes
 
 
@@ -119,6 +119,23 @@ def test_the_normalisation_keeps_no_memory():
     assert saved_bytes(model, 64) <= 1.01 * saved_bytes(floor_of(copy.deepcopy(model)), 64)
 
 
+def test_gradients_of_each_sample_by_torch_func():
+    """As differentially private training takes them: a network without batch normalization has one for each image."""
+    model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1]).double()
+    x, y = torch.randn(3, 3, 16, 16, dtype=torch.float64), torch.tensor([1, 5, 9])
+
+    def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, parameters, (x[None],)), y[None])
+
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
+    for i in range(3):
+        model.zero_grad()
+        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(found[name][i], p.grad, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize('train', [False, True])
 def test_large_features_take_another_way_to_the_same_result(train, monkeypatch):
     model = timm.create_model('eunnet50', depths=(2, 1, 1, 1)).double()
@@ -126,7 +143,7 @@ def test_large_features_take_another_way_to_the_same_result(train, monkeypatch):
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.set_grad_enabled(train):
         expected = plain(x)
-        monkeypatch.setattr(convs, 'LARGE', 1)
+        monkeypatch.setattr(input_norm, 'LARGE', 1)
         one, other = plain(x), plain(x)
         torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-10)
         assert torch.equal(one, other)  # nothing that is used twice was overwritten

@@ -13,9 +13,10 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 import nf_zoo
-from nf_zoo.convs import AffineConv2d, InputNormConv2d, WeightConv2d
+from nf_zoo.convs import AffineConv2d, WeightConv2d
 from nf_zoo.errors import UserError
 from nf_zoo.fold import fold
+from nf_zoo.input_norm import InputNormConv2d
 from nf_zoo.net import PadShortcut
 from nf_zoo.plain import PlainBlock, Standardize
 

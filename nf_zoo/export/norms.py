@@ -11,7 +11,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from ..convs import InputNormConv2d, plain_conv
+from ..convs import plain_conv
+from ..input_norm import InputNormConv2d
 from ..plain import Standardize
 
 

@@ -1,0 +1,264 @@
+"""EUNConv, the convolution that normalises its input, in the memory and nearly the time of a plain one."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .convs import FactorConv2d
+from .errors import UserError, nearest
+
+NORMS = ('sample', 'tensor', 'l2')
+
+
+def standardize(x: Tensor, norm: str, eps: float) -> Tensor:
+    """Normalise features (N, C, H, W): per image ('sample'), over the whole batch ('tensor'), or per pixel ('l2')."""
+    if norm == 'sample':
+        return F.group_norm(x, 1, None, None, eps)
+    if norm == 'tensor':
+        var, mean = torch.var_mean(x, unbiased=False)
+        return (x - mean) * torch.rsqrt(var + eps)
+    return F.normalize(x, p=2.0, dim=1)
+
+
+class _InputNormConv(torch.autograd.Function):
+    """conv2d(standardize(x)) that keeps x alone for backward.
+
+    Autograd would keep the normalised input too: as much memory again as the network without normalisation needs.
+    Recomputing it is one cheap pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]
+    ) -> Tensor:
+        ctx.commuted = norm == 'sample' and _commutes(x, weight, conv)
+        ctx.args = norm, eps, conv, None if bias is None else bias.dtype
+        if ctx.commuted:
+            out, *statistics = _conv_then_norm(x, weight, bias, eps, conv)
+            ctx.save_for_backward(x, weight, *statistics)
+            return out
+        if norm == 'sample':
+            y, *statistics = _group_norm(x, eps)
+        else:
+            y, statistics = standardize(x, norm, eps), []
+        ctx.save_for_backward(x, weight, *statistics)
+        return F.conv2d(y, weight, bias, *conv)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *statistics = ctx.saved_tensors
+        norm, eps, (stride, padding, dilation, groups), bias_dtype = ctx.args
+        needs = ctx.needs_input_grad[:3]
+        if ctx.commuted:
+            mean, rstd = statistics
+            return *_conv_then_norm_backward(grad, x, weight, mean, rstd, ctx.args[2], needs), None, None, None
+        if statistics:
+            mean, rstd = (t.view(-1, 1, 1, 1) for t in statistics)
+            y = torch.addcmul(-mean * rstd, x, rstd)
+        else:
+            with torch.enable_grad():
+                x = x.detach().requires_grad_(needs[0])
+                y = standardize(x, norm, eps)
+        # Under autocast the gradient has the convolution's dtype, the parameters have their own.
+        grad_y, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            y.detach().to(grad.dtype),
+            weight.to(grad.dtype),
+            [weight.shape[0]],
+            stride,
+            padding,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            list(needs),
+        )
+        grad_x = None
+        if needs[0]:
+            grad_y = grad_y.to(y.dtype)
+            if statistics:
+                grad_x = _group_norm_backward(grad_y, x, *statistics)
+            else:
+                grad_x = torch.autograd.grad(y, x, grad_y)[0]
+        if needs[1]:
+            grad_weight = grad_weight.to(weight.dtype)
+        if needs[2]:
+            grad_bias = grad_bias.to(bias_dtype)
+        return grad_x, grad_weight, grad_bias, None, None, None
+
+
+# One group is the per-image standardisation; its kernel is the fast one on CPUs.
+
+
+def _group_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    n, c, h, w = x.shape
+    return torch.native_group_norm(x, None, None, n, c, h * w, 1, eps)
+
+
+def _in_rows(x: Tensor, eps: float) -> Tensor:
+    """``standardize`` of each image as if it had 64 channels: the kernel divides the work by pixels, and only if they
+    are many."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    if not (last or x.is_contiguous()):
+        return F.group_norm(x, 1, None, None, eps)
+    pixels = x.permute(0, 2, 3, 1) if last else x
+    numel = math.prod(x.shape[1:])
+    width = math.gcd(numel, 64)
+    y = F.group_norm(pixels.reshape(len(x), numel // width, 1, width).permute(0, 3, 1, 2), 1, None, None, eps)
+    y = y.permute(0, 2, 3, 1).reshape(pixels.shape)
+    return y.permute(0, 3, 1, 2) if last else y
+
+
+def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    mask = [True, False, False]
+    return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, None, n, c, h * w, 1, mask)[0]
+
+
+LARGE = 1 << 19  # numbers in a batch of images: more than a core's cache holds
+
+
+def _is_exact(x: Tensor) -> bool:
+    """Whether the mean may be taken off last: in 16 bits it would take the digits."""
+    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+
+
+def _commutes(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> bool:
+    """Whether to normalise a convolution's output for its input: nothing is padded, and the output is smaller."""
+    _, padding, _, groups = conv
+    pointwise = weight.shape[2:] == (1, 1) and tuple(padding) == (0, 0) and groups == 1
+    return pointwise and weight.shape[0] < weight.shape[1] and _is_exact(x)
+
+
+def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """mu and 1 / sigma of each image, (N,)."""
+    mean = x.mean((1, 2, 3))
+    square = torch.linalg.vector_norm(x, dim=(1, 2, 3)).square() / math.prod(x.shape[1:])
+    # Rounding may leave less than the nothing that the variance of a blank image is.
+    return mean, (square - mean.square()).clamp(min=0).add(eps).rsqrt()
+
+
+def _one_image(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...], inplace: bool
+) -> Tensor:
+    """With moments that are Python's numbers: kernels for one number would cost as much as those for the features."""
+    flat = (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).reshape(-1)
+    mean, square = flat.sum().item() / len(flat), torch.dot(flat, flat).item() / len(flat)
+    var = square - mean * mean
+    if var < 1e-3 * square:  # rounding has taken digits
+        return F.conv2d(_in_rows(x, eps), weight, bias, *conv)
+    rstd = (var + eps) ** -0.5
+    if not inplace and _commutes(x, weight, conv):
+        shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
+        return F.conv2d(x, weight, shift if bias is None else shift.add_(bias, alpha=1 / rstd), *conv).mul_(rstd)
+    y = x.mul_(rstd) if inplace else x * rstd
+    return F.conv2d(y.sub_(mean * rstd), weight, bias, *conv)
+
+
+def _conv_then_norm(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """W (x - mu) / sigma + b as W x / sigma + (b - mu / sigma W 1), mu and 1 / sigma (N, 1)."""
+    mean, rstd = _moments(x, eps)
+    out = F.conv2d(x, weight, None, *conv)
+    shift = torch.outer(-mean * rstd, weight.sum((1, 2, 3)))
+    if bias is not None:
+        shift = shift + bias
+    torch.addcmul(shift[:, :, None, None], out, rstd.view(-1, 1, 1, 1), out=out)
+    return out, mean[:, None], rstd[:, None]
+
+
+def _conv_then_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    conv: tuple[Any, ...],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias without the normalised input, which is as large as x."""
+    stride, padding, dilation, groups = conv
+    grad_x = grad_weight = grad_bias = None
+
+    def backward(grad: Tensor, *mask: bool) -> tuple[Tensor, ...]:
+        options = (stride, padding, dilation, False, [0, 0], groups, [*mask, False])
+        return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)
+
+    if needs[0]:
+        grad_x = _group_norm_backward(backward(grad, True, False)[0], x, mean, rstd)
+    if needs[1] or needs[2]:
+        by_image = grad.sum((2, 3))
+        grad_bias = by_image.sum(0)
+    if needs[1]:
+        grad_weight = backward(grad * rstd[:, :, None, None], False, True)[1]
+        grad_weight -= ((mean * rstd).T @ by_image).view(-1, 1, 1, 1)
+    return grad_x, grad_weight, grad_bias if needs[2] else None
+
+
+def input_norm_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: str,
+    eps: float,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    inplace: bool = False,
+) -> Tensor:
+    """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone.
+
+    ``inplace``: x may be overwritten, if no gradient is wanted.
+    """
+    if not torch.jit.is_scripting():
+        if not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+            conv = (stride, padding, dilation, groups)
+            if torch.is_grad_enabled():
+                return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
+            if norm == 'sample':
+                if len(x) == 1 and type(x) is Tensor and x.device.type == 'cpu' and _is_exact(x):
+                    return _one_image(x, weight, bias, eps, conv, inplace)
+                if len(x) > 1 and x.numel() >= LARGE and _commutes(x, weight, conv):
+                    return _conv_then_norm(x, weight, bias, eps, conv)[0]
+                return F.conv2d(_in_rows(x, eps), weight, bias, *conv)
+    return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
+
+
+torch.fx.wrap('input_norm_conv')  # fx can't look into an autograd.Function
+
+
+class InputNormConv2d(FactorConv2d):
+    r"""EUNConv: :math:`y = W (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`. Nguyen et al. (2023), equation 8.
+
+    Args:
+        norm: What :math:`\mu, \sigma` are taken over. 'sample': C, H, W of each image. 'tensor': the whole batch, as
+            the official code does, so that an image's output depends on its neighbours. 'l2': the paper's appendix,
+            unit L2 norm over the channels of each pixel, no mean.
+        eps: Added to the variance ('sample', 'tensor').
+
+    Raises:
+        UserError: unknown ``norm``.
+    """
+
+    def __init__(self, *args: Any, norm: str = 'sample', eps: float = 1e-5, **kwargs: Any):
+        if norm not in NORMS:
+            raise UserError(f"norm='{norm}': use one of {', '.join(NORMS)}{nearest(str(norm), NORMS)}")
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.eps = eps
+        self.inplace = False  # where the input is nobody else's
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """``factor``: a scalar for weight and bias."""
+        weight, bias = self.scaled(factor)
+        conv = (self.stride, self.padding, self.dilation, self.groups)
+        return input_norm_conv(x, weight, bias, self.norm, self.eps, *conv, self.inplace)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, norm={self.norm}'
