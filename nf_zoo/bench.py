@@ -45,12 +45,20 @@ class Row:
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+    functions: dict[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    warm: bool = False,
 ) -> dict[str, float]:
-    """Median milliseconds of each function; every round calls all of them in turn, the first is not counted."""
+    """Median milliseconds of each function; every round calls all of them in turn, the first is not counted.
+
+    ``warm``: each is called once more before its counted call, so that it follows itself, as in a service.
+    """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for count in range(rounds + 1):
         for name, function in functions.items():
+            if warm and count:
+                function()
             start = clock()
             function()
             if torch.cuda.is_available():

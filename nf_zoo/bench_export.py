@@ -103,7 +103,7 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
         calls = {name: _call(run, x) for name, run in runs.items()}
         clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         with torch.inference_mode():
-            times = interleaved(calls, rounds, clock)
+            times = interleaved(calls, rounds, clock, warm=True)
         found = peers + [(name, f'{name.split()[0]} eager') for name in reports]
         rows += [Row(f'{name}: latency, batch {batch}', peer, times[name], times[peer], 'ms') for name, peer in found]
     return rows
@@ -120,7 +120,9 @@ def _options() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
+    # One pool for all sessions: a pool's threads spin for a while when they are done, which the next one would feel.
+    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
+    options.use_per_session_threads = False
     return options
 
 

@@ -19,6 +19,9 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted():
     times = interleaved({name: lambda name=name: calls.append(name) for name in 'ab'}, rounds=3)
     assert calls == list('ab') * 4
     assert set(times) == {'a', 'b'} and all(t >= 0 for t in times.values())
+    calls.clear()
+    interleaved({name: lambda name=name: calls.append(name) for name in 'ab'}, rounds=2, warm=True)
+    assert calls == list('ab') + list('aabb') * 2
 
 
 def test_a_row_is_a_ratio():
