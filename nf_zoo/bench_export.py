@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,17 @@ def _options() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # One pool for all sessions: a pool's threads spin for a while when they are done, which the next one would feel.
-    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
+    _make_pool()
     options.use_per_session_threads = False
     return options
+
+
+@cache
+def _make_pool() -> None:
+    """One pool for all sessions: a pool's threads spin for a while when they are done, which others would feel."""
+    import onnxruntime
+
+    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
 
 
 def _nodes(path: Path, folder: Path) -> tuple[int, int]:
