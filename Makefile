@@ -6,7 +6,7 @@
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make recipes TRAIN_PY=FILE [RECIPES='cifar10/*']   timm's own train.py on our recipes, on a few pictures
 # make golden             rewrite nf_zoo/models.json after a deliberate change
-# make results            write results/*.csv and README's table from the bundled weights
+# make results            write results/*.csv and the tables of README and RESULTS from the bundled weights
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
 PYTHON ?= python3

@@ -1,4 +1,5 @@
-"""Writes results/<data set>.csv and README's table from the manifests of the bundled weights (``make results``)."""
+"""Writes results/<data set>.csv and the tables of README.md and RESULTS.md from the manifests of the bundled weights:
+``make results``."""
 
 import csv
 import io
@@ -32,6 +33,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
                 'recipe': recipe,
                 'sha256': manifest['sha256'],
                 'settings': manifest['recipe'],
+                'manifest': manifest,
             }
         )
     return {dataset: sorted(table, key=lambda row: -float(row['top1'])) for dataset, table in found.items()}
@@ -54,13 +56,25 @@ def files() -> dict[Path, str]:
                 f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size["params"]:,} | {size["macs"]:,} '
                 f'| {row["settings"]["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
             )
-    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    head, _, rest = readme.partition(START)
+    runs = ['| run | top-1 | loss | n | seed | epochs | time | hardware |', '|---|---|---|---|---|---|---|---|']
+    for row in (row for table in rows().values() for row in table):
+        manifest = row['manifest']
+        minutes = manifest['seconds'] / 60
+        runs.append(
+            f'| `{row["model"]}` | {row["top1"]} % | {manifest["metrics"]["loss"]:.3f} | {manifest["metrics"]["n"]:,} '
+            f'| {manifest["seed"]} | {manifest["epochs"]} | {minutes:.0f} min | {manifest["hardware"]} |'
+        )
+    for name, table in (('README.md', lines), ('RESULTS.md', runs)):
+        texts[ROOT / name] = _with_table((ROOT / name).read_text(encoding='utf-8'), table, name)
+    return texts
+
+
+def _with_table(text: str, lines: list[str], name: str) -> str:
+    head, _, rest = text.partition(START)
     tail = rest.partition(END)[2]
     if not tail:
-        sys.exit(f'README.md has no {START.strip()} and {END}')
-    texts[ROOT / 'README.md'] = head + START + '\n' + '\n'.join(lines) + '\n\n' + END + tail
-    return texts
+        sys.exit(f'{name} has no {START.strip()} and {END}')
+    return head + START + '\n' + '\n'.join(lines) + '\n\n' + END + tail
 
 
 if __name__ == '__main__':
