@@ -4,15 +4,18 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
 
 from nf_zoo.errors import UserError
 from nf_zoo.train import MemorySet, Recipe, load_dataset
-from nf_zoo.train.build import build_data, read_sets
+from nf_zoo.train.build import build_data, data_config, read_sets
 from nf_zoo.train.data import MemoryData, crop_and_flip, fold_seed
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -204,6 +207,21 @@ def test_fashion_mnist_is_grey_and_gets_three_channels_unless_the_model_takes_on
     (tmp_path / 'FashionMNIST' / 'raw' / 'train-images-idx3-ubyte').unlink()
     with pytest.raises(UserError, match='no intact fashion_mnist in .*--dataset-download'):
         read_sets(recipe)
+
+
+@pytest.mark.parametrize('keys', [{}, {'img_size': 64}])
+def test_the_recorded_preparation_is_that_of_the_evaluation(keys: dict[str, int]) -> None:
+    """A network with ImageNet's layout and defaults, and its weights later given files of the same images."""
+    recipe = Recipe().with_options({'model': 'eunnet18', 'dataset': 'toys', **keys})
+    steps = torch.linspace(0, 255, 32)
+    images = torch.stack([steps.outer(torch.ones(32)), steps.expand(32, 32), steps.flip(0).expand(32, 32)])
+    images = images.round().byte()[None]
+    sets = (MemorySet(images, torch.zeros(1, dtype=torch.long), ['a']),) * 2
+    config = data_config(recipe, timm.create_model('eunnet18', device='meta'), sets)
+    (evaluated, _), *_ = build_data(recipe, sets, config, torch.device('cpu'), 1).val_batches()
+    from_file = create_transform(**config)(to_pil_image(images[0]))
+    assert evaluated.shape[1:] == config['input_size']
+    torch.testing.assert_close(evaluated[0], from_file, rtol=0, atol=2 / 255 / min(config['std']))
 
 
 def test_a_policy_for_single_pictures_works_on_in_memory_sets_and_crops_as_without_it() -> None:

@@ -134,10 +134,12 @@ def build_data(
 
 
 def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict[str, Any]:
-    """timm's data config: the recipe's keys before the model's; an in-memory set's own size before both."""
+    """timm's data config: the recipe's keys before the model's; before both, how in-memory images are evaluated."""
     config = resolve_data_config({k: v for k, v in recipe.as_dict().items() if v is not None}, model=model)
-    if isinstance(sets[1], MemorySet) and not recipe.side:
-        config['input_size'] = tuple(sets[1].images.shape[1:])
+    if isinstance(sets[1], MemorySet):
+        config.update(interpolation='bicubic', crop_pct=1.0)
+        if not recipe.side:
+            config['input_size'] = tuple(sets[1].images.shape[1:])
     channels = getattr(model, 'in_chans', 3)
     for key in ('mean', 'std'):
         if channels == 1 and len(config[key]) == 3 and not getattr(recipe, key):
