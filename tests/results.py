@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from nf_zoo.catalogue import SIZES
+from nf_zoo.catalogue import facts
 from nf_zoo.places import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +42,6 @@ def rows() -> dict[str, list[dict[str, Any]]]:
 def files() -> dict[Path, str]:
     """What this writes: path -> text."""
     texts = {}
-    sizes = json.loads(SIZES.read_bytes())
     lines = ['| name | top-1 | top-5 | parameters | multiply-adds | epochs | recipe |', '|---|---|---|---|---|---|---|']
     for dataset, table in rows().items():
         text = io.StringIO()
@@ -51,9 +50,9 @@ def files() -> dict[Path, str]:
         writer.writerows(table)
         texts[ROOT / 'results' / f'{dataset}.csv'] = text.getvalue()
         for row in table:
-            size = sizes[row['model'].partition('.')[0]]
+            size = facts(row['model'])  # of these weights: their classes, their pixels
             lines.append(
-                f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size["params"]:,} | {size["macs"]:,} '
+                f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size["parameters"]:,} | {size["MACs"]:,} '
                 f'| {row["settings"]["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
             )
     runs = ['| run | top-1 | loss | n | seed | epochs | time | hardware |', '|---|---|---|---|---|---|---|---|']
