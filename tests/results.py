@@ -32,7 +32,6 @@ def rows() -> dict[str, list[dict[str, Any]]]:
                 'img_size': config['pretrained_cfg']['input_size'][-1],
                 'recipe': recipe,
                 'sha256': manifest['sha256'],
-                'settings': manifest['recipe'],
                 'manifest': manifest,
             }
         )
@@ -43,6 +42,7 @@ def files() -> dict[Path, str]:
     """What this writes: path -> text."""
     texts = {}
     lines = ['| name | top-1 | top-5 | parameters | multiply-adds | epochs | recipe |', '|---|---|---|---|---|---|---|']
+    runs = ['| run | top-1 | loss | n | seed | epochs | time | hardware |', '|---|---|---|---|---|---|---|---|']
     for dataset, table in rows().items():
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, extrasaction='ignore', lineterminator='\n')
@@ -50,19 +50,17 @@ def files() -> dict[Path, str]:
         writer.writerows(table)
         texts[ROOT / 'results' / f'{dataset}.csv'] = text.getvalue()
         for row in table:
+            manifest = row['manifest']
             size = facts(row['model'])  # of these weights: their classes, their pixels
             lines.append(
                 f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size["parameters"]:,} | {size["MACs"]:,} '
-                f'| {row["settings"]["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
+                f'| {manifest["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
             )
-    runs = ['| run | top-1 | loss | n | seed | epochs | time | hardware |', '|---|---|---|---|---|---|---|---|']
-    for row in (row for table in rows().values() for row in table):
-        manifest = row['manifest']
-        minutes = manifest['seconds'] / 60
-        runs.append(
-            f'| `{row["model"]}` | {row["top1"]} % | {manifest["metrics"]["loss"]:.3f} | {manifest["metrics"]["n"]:,} '
-            f'| {manifest["seed"]} | {manifest["epochs"]} | {minutes:.0f} min | {manifest["hardware"]} |'
-        )
+            metrics, minutes = manifest['metrics'], manifest['seconds'] / 60
+            runs.append(
+                f'| `{row["model"]}` | {row["top1"]} % | {metrics["loss"]:.3f} | {metrics["n"]:,} '
+                f'| {manifest["seed"]} | {manifest["epochs"]} | {minutes:.0f} min | {manifest["hardware"]} |'
+            )
     for name, table in (('README.md', lines), ('RESULTS.md', runs)):
         texts[ROOT / name] = _with_table((ROOT / name).read_text(encoding='utf-8'), table, name)
     return texts

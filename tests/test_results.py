@@ -17,6 +17,6 @@ def test_the_tables_are_up_to_date() -> None:
 @pytest.mark.parametrize('row', [row for table in rows().values() for row in table], ids=lambda row: row['model'])
 def test_the_recipe_is_the_one_that_it_was_trained_by(row: dict[str, Any]) -> None:
     committed = load_recipe(ROOT / row['recipe']).settings()
-    trained = json.loads(json.dumps(row['settings']))
+    trained = json.loads(json.dumps(row['manifest']['recipe']))
     committed = json.loads(json.dumps(committed))
     assert {key: committed[key] for key in trained} == trained
