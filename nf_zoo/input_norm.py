@@ -40,10 +40,7 @@ class _InputNormConv(torch.autograd.Function):
             out, *statistics = _conv_then_norm(x, weight, bias, eps, conv)
             ctx.save_for_backward(x, weight, *statistics)
             return out
-        if norm == 'sample':
-            y, *statistics = _group_norm(x, eps)
-        else:
-            y, statistics = standardize(x, norm, eps), []
+        y, *statistics = (standardize(x, norm, eps),) if norm == 'l2' else _group_norm(x, norm, eps)
         ctx.save_for_backward(x, weight, *statistics)
         return F.conv2d(y, weight, bias, *conv)
 
@@ -56,17 +53,15 @@ class _InputNormConv(torch.autograd.Function):
         if ctx.commuted:
             mean, rstd = statistics
             return *_conv_then_norm_backward(grad, x, weight, mean, rstd, ctx.args[2], needs), None, None, None
-        if statistics:
+        if norm == 'l2':
+            y = standardize(x, norm, eps)
+        else:
             mean, rstd = (t.view(-1, 1, 1, 1) for t in statistics)
             y = torch.addcmul(-mean * rstd, x, rstd)
-        else:
-            with torch.enable_grad():
-                x = x.detach().requires_grad_(needs[0])
-                y = standardize(x, norm, eps)
         # Under autocast the gradient has the convolution's dtype, the parameters have their own.
         grad_y, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad,
-            y.detach().to(grad.dtype),
+            y.to(grad.dtype),
             weight.to(grad.dtype),
             [weight.shape[0]],
             stride,
@@ -79,11 +74,11 @@ class _InputNormConv(torch.autograd.Function):
         )
         grad_x = None
         if needs[0]:
-            grad_y = grad_y.to(y.dtype)
-            if statistics:
-                grad_x = _group_norm_backward(grad_y, x, *statistics)
+            grad_y = grad_y.to(x.dtype)
+            if norm == 'l2':
+                grad_x = _unit_norm_backward(grad_y, x, y)
             else:
-                grad_x = torch.autograd.grad(y, x, grad_y)[0]
+                grad_x = _group_norm_backward(grad_y, x, *statistics)
         if needs[1]:
             grad_weight = grad_weight.to(weight.dtype)
         if needs[2]:
@@ -91,32 +86,53 @@ class _InputNormConv(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
-# One group is the per-image standardisation; its kernel is the fast one on CPUs.
+# Group norm with one group is the standardisation of an image, and has the fast kernel on CPUs. That kernel divides the
+# work by pixels, and only if they are many: an image is given to it as if it had 64 channels.
 
 
-def _group_norm(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    n, c, h, w = x.shape
-    return torch.native_group_norm(x, None, None, n, c, h * w, 1, eps)
-
-
-def _in_rows(x: Tensor, eps: float) -> Tensor:
-    """``standardize`` of each image as if it had 64 channels: the kernel divides the work by pixels, and only if they
-    are many."""
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    if not (last or x.is_contiguous()):
-        return F.group_norm(x, 1, None, None, eps)
-    pixels = x.permute(0, 2, 3, 1) if last else x
-    numel = math.prod(x.shape[1:])
+def _in_rows(x: Tensor, images: int) -> Tensor:
+    """``x`` as so many images of at most 64 channels, in the order of its memory. One: the batch as an image."""
+    pixels = x.permute(0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+    numel = math.prod(x.shape[1:]) * (len(x) if images == 1 else 1)
     width = math.gcd(numel, 64)
-    y = F.group_norm(pixels.reshape(len(x), numel // width, 1, width).permute(0, 3, 1, 2), 1, None, None, eps)
-    y = y.permute(0, 2, 3, 1).reshape(pixels.shape)
-    return y.permute(0, 3, 1, 2) if last else y
+    return pixels.reshape(images, numel // width, 1, width).permute(0, 3, 1, 2)
+
+
+def _from_rows(rows: Tensor, x: Tensor) -> Tensor:
+    """What `_in_rows` made of ``x``, in the shape of ``x`` again."""
+    pixels = rows.permute(0, 2, 3, 1)
+    n, c, h, w = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return pixels.reshape(n, h, w, c).permute(0, 3, 1, 2)
+    return pixels.reshape(n, c, h, w)
+
+
+def _group_norm(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``standardize`` by 'sample' or 'tensor', mu and 1 / sigma, (N, 1) or (1, 1)."""
+    rows = _in_rows(x, min(1, len(x)) if norm == 'tensor' else len(x))
+    y, mean, rstd = torch.native_group_norm(rows, None, None, *_sizes(rows), eps)
+    return _from_rows(y, x), mean, rstd
 
 
 def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    n, c, h, w = x.shape
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    rows, grad = _in_rows(x, len(mean)), _in_rows(grad, len(mean))
     mask = [True, False, False]
-    return torch.ops.aten.native_group_norm_backward(grad, x, mean, rstd, None, n, c, h * w, 1, mask)[0]
+    backward = torch.ops.aten.native_group_norm_backward
+    return _from_rows(backward(grad, rows, mean, rstd, None, *_sizes(rows), mask)[0], x)
+
+
+def _sizes(rows: Tensor) -> tuple[int, int, int, int]:
+    """N, C, pixels and groups, as group norm's kernel asks for them."""
+    n, c, h, w = rows.shape
+    return n, c, h * w, 1
+
+
+def _unit_norm_backward(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of y = x / |x|: what of that of y is orthogonal to y, by |x|."""
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
+    return torch.addcmul(grad, y, (grad * y).sum(1, keepdim=True), value=-1).div_(length)
 
 
 LARGE = 1 << 19  # numbers in a batch of images: more than a core's cache holds
@@ -150,7 +166,7 @@ def _one_image(
     mean, square = flat.sum().item() / len(flat), torch.dot(flat, flat).item() / len(flat)
     var = square - mean * mean
     if var < 1e-3 * square:  # rounding has taken digits
-        return F.conv2d(_in_rows(x, eps), weight, bias, *conv)
+        return F.conv2d(_group_norm(x, 'sample', eps)[0], weight, bias, *conv)
     rstd = (var + eps) ** -0.5
     if not inplace and _commutes(x, weight, conv):
         shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
@@ -221,12 +237,12 @@ def input_norm_conv(
             conv = (stride, padding, dilation, groups)
             if torch.is_grad_enabled():
                 return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
-            if norm == 'sample':
-                if len(x) == 1 and type(x) is Tensor and x.device.type == 'cpu' and _is_exact(x):
-                    return _one_image(x, weight, bias, eps, conv, inplace)
-                if len(x) > 1 and x.numel() >= LARGE and _commutes(x, weight, conv):
-                    return _conv_then_norm(x, weight, bias, eps, conv)[0]
-                return F.conv2d(_in_rows(x, eps), weight, bias, *conv)
+            if norm == 'sample' and len(x) == 1 and type(x) is Tensor and x.device.type == 'cpu' and _is_exact(x):
+                return _one_image(x, weight, bias, eps, conv, inplace)
+            if norm == 'sample' and len(x) > 1 and x.numel() >= LARGE and _commutes(x, weight, conv):
+                return _conv_then_norm(x, weight, bias, eps, conv)[0]
+            if norm != 'l2':
+                return F.conv2d(_group_norm(x, norm, eps)[0], weight, bias, *conv)
     return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
 
 

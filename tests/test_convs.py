@@ -38,15 +38,24 @@ def test_eunconv_is_equation_8(norm):
         torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize('norm', NORMS)
 @pytest.mark.parametrize('shape', [(2, 4, 7, 6), (1, 4, 9, 5), (3, 4, 16, 8), (1, 4, 1, 1), (0, 4, 6, 6)])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last, None])
-def test_a_graph_or_none_and_any_layout(shape, layout):
-    conv, x = eunconv(), torch.randn(shape, dtype=torch.float64)
+def test_a_graph_or_none_and_any_layout(shape, layout, norm):
+    """Values and gradients are autograd's own through `standardize`, whatever the layout of x and of the gradient."""
+    conv, x = eunconv(norm=norm), torch.randn(shape, dtype=torch.float64)
     x = x.to(memory_format=layout) if layout else x.transpose(2, 3).contiguous().transpose(2, 3)
-    expected = conv(x)
-    assert expected.requires_grad
+    y = conv(x.requires_grad_())
     with torch.no_grad():
-        torch.testing.assert_close(conv(x), expected.detach(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(conv(x), y.detach(), rtol=1e-12, atol=1e-12)
+    if not len(x):
+        return
+    expected = F.conv2d(standardize(x, norm, conv.eps), conv.weight, conv.bias, 2, 1, 1, 2)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    for grad_layout in (torch.contiguous_format, torch.channels_last):
+        grad = torch.randn_like(y).to(memory_format=grad_layout)
+        found, wanted = (torch.autograd.grad(out, x, grad, retain_graph=True)[0] for out in (y, expected))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(('norm', 'bias'), list(itertools.product(NORMS, [True, False])))
