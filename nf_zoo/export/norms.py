@@ -45,21 +45,21 @@ def _in_form(module: nn.Module, commute: bool) -> nn.Module:
     return nn.Sequential(_Norm(module.eps), plain_conv(module, module.weight, module.bias))
 
 
-def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """mu and 1 / sigma of each image, (N, 1, 1, 1). With one image each node counts, also those of single numbers."""
-    mean, square = (y.mean((2, 3), keepdim=True).mean(1, keepdim=True) for y in (x, x * x))
-    # Rounding may leave less than the nothing that the variance of a blank image is.
-    return mean, ((square - mean * mean).relu() + eps).pow(-0.5)
+def _mean(x: Tensor) -> Tensor:
+    """Of each image, (N, 1, 1, 1)."""
+    return x.mean((2, 3), keepdim=True).mean(1, keepdim=True)
 
 
 class _Norm(nn.Module):
+    """With one image each node counts, also those of single numbers: the difference serves the variance as well."""
+
     def __init__(self, eps: float):
         super().__init__()
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, rstd = _moments(x, self.eps)
-        return (x - mean) * rstd
+        centred = x - _mean(x)
+        return centred * (_mean(centred * centred) + self.eps).pow(-0.5)
 
 
 class _ConvNorm(nn.Module):
@@ -75,5 +75,7 @@ class _ConvNorm(nn.Module):
         self.bias = nn.Parameter(bias.view(-1, 1, 1).clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, rstd = _moments(x, self.eps)
+        mean = _mean(x)
+        # Rounding may leave less than the nothing that the variance of a blank image is.
+        rstd = ((_mean(x * x) - mean * mean).relu() + self.eps).pow(-0.5)
         return self.conv(x) * rstd + (self.bias - mean * rstd * self.total)
