@@ -1,6 +1,7 @@
 """`--dry-run` tells what training then does, and `compare` what several runs have done."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from train_toys import run_toy, toy_recipe, toys  # noqa: F401
 from nf_zoo.cli import main
 from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe
-from nf_zoo.train.compare import read_runs
+from nf_zoo.train.compare import by_recipe, read_runs
 from nf_zoo.train.plan import describe
 
 pytestmark = pytest.mark.usefixtures('toys')
@@ -79,6 +80,24 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for row, result in zip(found, (plain, averaged), strict=True):
         assert row['top1'] == result['metrics']['top1'] and row['best']['top1'] == result['best']['top1']
         assert row['best']['epoch'] == result['best']['epoch'] and row['epochs'] == result['epochs']
+
+
+def test_runs_that_differ_in_their_seed_have_a_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds = (0, 1, 2)
+    found = [run_toy(tmp_path / f'a.{seed}', epochs=2, seed=seed)['metrics'] for seed in seeds]
+    run_toy(tmp_path / 'b', epochs=1, lr=0.5)
+    unfinished = tmp_path / 'a.3'
+    run_toy(unfinished, epochs=2, seed=3)
+    summary = unfinished / 'summary.csv'
+    summary.write_text(''.join(summary.read_text().splitlines(keepends=True)[:2]))
+    folders = [str(tmp_path / name) for name in ('a.0', 'b', 'a.1', 'a.2', 'a.3')]
+    assert [len(group) for group in by_recipe(read_runs(folders)).values()] == [4, 1]
+    assert main(['compare', *folders, '-o', str(tmp_path / 'all.png')]) == 0
+    *_, head, line = capsys.readouterr().out.splitlines()
+    values = [run[key] for key in ('top1', 'loss') for run in found]
+    expected = [f(part) for part in (values[:3], values[3:]) for f in (statistics.fmean, min, max)]
+    assert head.split()[:2] == ['recipe', 'top'] and line.startswith('a (3 runs) ')
+    assert [float(cell) for cell in line.split()[3:]] == pytest.approx(expected, abs=0.0051)
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:

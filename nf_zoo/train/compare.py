@@ -1,7 +1,10 @@
-"""Several runs side by side: a table, and one picture of their curves."""
+"""Several runs side by side: a table, and one picture of their curves. Runs that differ in their seed alone belong
+together."""
 
 import json
 import math
+import os
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..table import columns
 from . import report
-from .recipe import load_recipe
+from .recipe import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -17,10 +20,8 @@ class Summary:
     """What is shown of a run; ``rows`` are those of its summary.csv."""
 
     run: str
-    model: str
-    dataset: str
+    recipe: Recipe
     rows: list[report.Row]
-    epochs: int
     kind: str  # the scores that are the result: 'ema', those of the moving average, where there is one, else 'eval'
 
     @property
@@ -54,7 +55,7 @@ def _read(folder: Path, name: str) -> Summary:
         missing = {'lr', 'train_loss', f'{kind}_loss', f'{kind}_top1', f'{kind}_top5'} - rows[-1].keys()
         if missing:
             raise UserError(f'{folder}/summary.csv has no column {min(missing)}')
-        summary = Summary(name, recipe.model, recipe.dataset, rows, recipe.epochs, kind)
+        summary = Summary(name, recipe, rows, kind)
         if not summary.scored:
             raise UserError(f'{folder} is a run of which no epoch has been evaluated yet')
         return summary
@@ -70,15 +71,31 @@ def _short(names: list[str]) -> list[str]:
     return last if len(set(last)) == len(last) else names
 
 
+def by_recipe(runs: Sequence[Summary]) -> dict[str, list[Summary]]:
+    """The runs of each recipe, whatever their seed: the part that their names have in common -> runs."""
+    groups: dict[str, list[Summary]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(run.recipe.settings() | {'seed': None}), []).append(run)
+    found: dict[str, list[Summary]] = {}
+    for group in groups.values():
+        common = os.path.commonprefix([run.run for run in group])
+        name = common if len(group) == 1 else f'{common.rstrip("0123456789._-/")} ({len(group)} runs)'
+        found[name if name not in found else f'{name} {len(found)}'] = group
+    return found
+
+
 def table(runs: Sequence[Summary]) -> str:
-    """A row for each run: accuracy and losses of its last epoch, and its best accuracy."""
+    """A row for each run: accuracy and losses of its last epoch, and its best accuracy.
+
+    Below, the mean and the range of the finished runs of a recipe, if there are several.
+    """
     head = ['run', 'model', 'data set', 'epochs', 'top 1 / %', 'top 5 / %', 'loss', 'best top 1 / %', 'train loss']
     lines = [
         [
             run.run,
-            run.model,
-            run.dataset,
-            f'{len(run.rows)} of {run.epochs}' if len(run.rows) < run.epochs else str(len(run.rows)),
+            run.recipe.model,
+            run.recipe.dataset,
+            f'{len(run.rows)} of {run.recipe.epochs}' if len(run.rows) < run.recipe.epochs else str(len(run.rows)),
             f'{run.metric("top1"):.2f}',
             f'{run.metric("top5"):.2f}',
             f'{run.metric("loss"):.4f}',
@@ -87,15 +104,31 @@ def table(runs: Sequence[Summary]) -> str:
         ]
         for run in runs
     ]
-    return '\n'.join(columns(head, lines, right=range(3, len(head))))
+    text = columns(head, lines, right=range(3, len(head)))
+    finished = by_recipe([run for run in runs if len(run.rows) >= run.recipe.epochs])
+    several = {name: group for name, group in finished.items() if len(group) > 1}
+    if several:
+        head = ['recipe', 'top 1 / %: mean', 'lowest', 'highest', 'loss: mean', 'lowest', 'highest']
+        lines = [
+            [name, *_spread(group, 'top1', '.2f'), *_spread(group, 'loss', '.4f')] for name, group in several.items()
+        ]
+        text += ['', *columns(head, lines, right=range(1, len(head)))]
+    return '\n'.join(text)
+
+
+def _spread(runs: Sequence[Summary], key: str, form: str) -> list[str]:
+    """Mean, lowest and highest of a score."""
+    values = [run.metric(key) for run in runs]
+    return [format(value, form) for value in (statistics.fmean(values), min(values), max(values))]
 
 
 def as_json(runs: Sequence[Summary]) -> str:
     found = [
         {
             'run': run.run,
-            'model': run.model,
-            'dataset': run.dataset,
+            'model': run.recipe.model,
+            'dataset': run.recipe.dataset,
+            'seed': run.recipe.seed,
             'epochs': len(run.rows),
             **{key: run.metric(key) for key in ('top1', 'top5', 'loss')},
             'best': {'epoch': int(run.best['epoch']), 'top1': run.metric('top1', run.best)},
@@ -106,7 +139,11 @@ def as_json(runs: Sequence[Summary]) -> str:
 
 
 def draw(runs: Sequence[Summary], path: Path) -> None:
-    """Loss, accuracy, gradient norm and learning rate of all ``runs`` in one picture. Raises `UserError`."""
-    problem = report.draw_panels(path, [(run.run, run.rows, run.kind) for run in runs], 'comparison')
+    """Loss, accuracy, gradient norm and learning rate of all ``runs`` in one picture, a colour for each recipe.
+
+    Raises `UserError`.
+    """
+    named = [(name, run.rows, run.kind) for name, group in by_recipe(runs).items() for run in group]
+    problem = report.draw_panels(path, named, 'comparison')
     if problem:
         raise UserError(problem)

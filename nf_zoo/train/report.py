@@ -75,8 +75,8 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> str | None:
 def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], title: str) -> str | None:
     """Draw loss, accuracy, learning rate, gradient norm and clipped share against the epoch.
 
-    ``runs``: name, rows of the summary and which of the scores is the result ('eval' or 'ema'); a run without a name is
-    alone and shows all its scores. Returns a line for the log when matplotlib is missing.
+    ``runs``: name, rows of the summary, which of the scores is the result ('eval' or 'ema'). Runs of one name share a
+    colour; a run without a name is alone and shows all its scores. Returns a line for the log without matplotlib.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -90,7 +90,9 @@ def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], titl
     shares.set_ylabel('clipped share / % (dotted)')
     shares.set_ylim(0, 105)
     clipped = False
+    names = list(dict.fromkeys(name for name, _, _ in runs))
     for number, (name, rows, kind) in enumerate(runs):
+        seen = name in [other for other, _, _ in runs[:number]]
         lines = [
             (losses, 'train_loss', 'training', 1, '-' if not name else '--'),
             (losses, f'{kind}_loss', 'validation', 1, '-'),
@@ -112,11 +114,10 @@ def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], titl
             clipped |= axes is shares
             known = [row for row in rows if math.isfinite(row.get(key, math.nan))]
             epochs, values = [row['epoch'] + 1 for row in known], [factor * row[key] for row in known]
-            options = (
-                {'color': f'C{number}', 'label': f'{name}: {label}' if axes is losses else name}
-                if name
-                else {'label': label}
-            )
+            options: dict[str, Any] = {'label': label}
+            if name:
+                shown = f'{name}: {label}' if axes is losses else name
+                options = {'color': f'C{names.index(name) % 10}', 'label': None if seen else shown}
             axes.plot(epochs, values, style, marker='.' if len(known) < 4 else None, **options)
     for axes, label in (
         (losses, 'loss'),
