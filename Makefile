@@ -6,7 +6,7 @@
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make recipes TRAIN_PY=FILE [RECIPES='cifar10/*']   timm's own train.py on our recipes, on a few pictures
 # make golden             rewrite nf_zoo/models.json after a deliberate change
-# make results            write results/*.csv and the tables of README and RESULTS from the bundled weights
+# make results [RUNS='DIR DIR']   write results/*.csv and the tables of README and RESULTS from the bundled weights; add runs
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
 PYTHON ?= python3
@@ -14,6 +14,7 @@ JOBS ?= 2
 DATA ?=
 FAMILY ?= *
 RECIPES ?= *
+RUNS ?=
 TRAIN_PY ?=
 BIN := .venv/bin
 OLAH := .venv/olah
@@ -61,7 +62,7 @@ golden: $(STAMP)
 	$(BIN)/python -m tests.golden
 
 results: $(STAMP)
-	$(BIN)/python -m tests.results
+	$(BIN)/python -m tests.results $(RUNS)
 
 clean:
 	rm -rf .venv build dist demo-output export/*/node_modules export/cpp/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,19 +1,26 @@
-"""Writes results/<data set>.csv and the tables of README.md and RESULTS.md from the manifests of the bundled weights:
-``make results``."""
+"""Writes results/<data set>.csv and the tables of README.md and RESULTS.md: ``make results``.
+
+They come from the manifests of the bundled weights and from results/runs.csv, the runs whose weights are not published.
+``make results RUNS='DIR DIR'`` adds runs to the latter, of recipes in configs/ alone, with whatever seed.
+"""
 
 import csv
 import io
 import json
+import statistics
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from nf_zoo.catalogue import facts
 from nf_zoo.places import BUNDLED
+from nf_zoo.train.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / 'results' / 'runs.csv'
 COLUMNS = ['model', 'top1', 'top5', 'param_count', 'img_size', 'recipe', 'sha256']  # timm's, and the last two
-START, END = '<!-- make results: start -->\n', '<!-- make results: end -->'
+RUN_COLUMNS = ['recipe', 'seed', 'top1', 'top5', 'loss', 'n', 'epochs', 'minutes', 'hardware', 'sha256']
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
@@ -38,43 +45,131 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     return {dataset: sorted(table, key=lambda row: -float(row['top1'])) for dataset, table in found.items()}
 
 
+def unpublished() -> list[dict[str, str]]:
+    """The rows of results/runs.csv."""
+    if not RUNS.exists():
+        return []
+    with open(RUNS, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def row_of(run: Path) -> dict[str, str]:
+    """A finished run, as a row of results/runs.csv. Exits with a line for a run of no recipe in configs/."""
+    result = json.loads((run / 'result.json').read_bytes())
+    trained = result['recipe'] | {'seed': None}
+    recipes = _recipes(result['dataset']).items()
+    recipe = next((name for name, known in recipes if {key: known.get(key) for key in trained} == trained), None)
+    if recipe is None:
+        sys.exit(f'{run}: no recipe in configs/{result["dataset"]} has its settings')
+    metrics = result['metrics']
+    values = [
+        recipe,
+        result['seed'],
+        f'{metrics["top1"]:.2f}',
+        f'{metrics["top5"]:.2f}',
+        f'{metrics["loss"]:.4f}',
+        metrics['n'],
+        result['epochs'],
+        f'{result["seconds"] / 60:.0f}',
+        result['hardware'],
+        result['sha256'],
+    ]
+    return dict(zip(RUN_COLUMNS, map(str, values), strict=True))
+
+
+@cache
+def _recipes(dataset: str) -> dict[str, dict[str, Any]]:
+    """File -> settings, without the seed, as JSON has them."""
+    return {
+        str(path.relative_to(ROOT)): json.loads(json.dumps(load_recipe(path).settings() | {'seed': None}))
+        for path in sorted((ROOT / 'configs' / dataset).glob('*.yaml'))
+    }
+
+
 def files() -> dict[Path, str]:
     """What this writes: path -> text."""
     texts = {}
-    lines = ['| name | top-1 | top-5 | parameters | multiply-adds | epochs | recipe |', '|---|---|---|---|---|---|---|']
-    runs = ['| run | top-1 | loss | n | seed | epochs | time | hardware |', '|---|---|---|---|---|---|---|---|']
+    weights = [
+        '| name | top-1 | top-5 | parameters | multiply-adds | epochs | recipe |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    published = ['| run | top-1 | loss | n | seed | epochs | time | hardware |', '|---|---|---|---|---|---|---|---|']
     for dataset, table in rows().items():
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, extrasaction='ignore', lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(table)
-        texts[ROOT / 'results' / f'{dataset}.csv'] = text.getvalue()
+        texts[ROOT / 'results' / f'{dataset}.csv'] = _csv(table, COLUMNS)
         for row in table:
             manifest = row['manifest']
             size = facts(row['model'])  # of these weights: their classes, their pixels
-            lines.append(
+            weights.append(
                 f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size["parameters"]:,} | {size["MACs"]:,} '
                 f'| {manifest["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
             )
             metrics, minutes = manifest['metrics'], manifest['seconds'] / 60
-            runs.append(
+            published.append(
                 f'| `{row["model"]}` | {row["top1"]} % | {metrics["loss"]:.3f} | {metrics["n"]:,} '
                 f'| {manifest["seed"]} | {manifest["epochs"]} | {minutes:.0f} min | {manifest["hardware"]} |'
             )
-    for name, table in (('README.md', lines), ('RESULTS.md', runs)):
-        texts[ROOT / name] = _with_table((ROOT / name).read_text(encoding='utf-8'), table, name)
+    tables = {'weights': weights, 'published': published, 'runs': _runs(), 'seeds': _seeds()}
+    for name in ('README.md', 'RESULTS.md'):
+        text = (ROOT / name).read_text(encoding='utf-8')
+        for table_name, lines in tables.items():
+            text = _with_table(text, table_name, lines)
+        texts[ROOT / name] = text
     return texts
 
 
-def _with_table(text: str, lines: list[str], name: str) -> str:
-    head, _, rest = text.partition(START)
-    tail = rest.partition(END)[2]
-    if not tail:
-        sys.exit(f'{name} has no {START.strip()} and {END}')
-    return head + START + '\n' + '\n'.join(lines) + '\n\n' + END + tail
+def _runs() -> list[str]:
+    return [
+        '| recipe | seed | top-1 | loss | n | epochs | time | hardware |',
+        '|---|---|---|---|---|---|---|---|',
+        *(
+            f'| [{Path(row["recipe"]).stem}]({row["recipe"]}) | {row["seed"]} | {row["top1"]} % | {row["loss"]} '
+            f'| {int(row["n"]):,} | {row["epochs"]} | {row["minutes"]} min | {row["hardware"]} |'
+            for row in unpublished()
+        ),
+    ]
+
+
+def _seeds() -> list[str]:
+    """A row for each recipe that was run with several seeds."""
+    recipes: dict[str, list[dict[str, str]]] = {}
+    for row in unpublished():
+        recipes.setdefault(row['recipe'], []).append(row)
+    lines = ['| recipe | seeds | top-1, mean | lowest ... highest | loss, mean |', '|---|---|---|---|---|']
+    for recipe, runs in recipes.items():
+        if len(runs) > 1:
+            top1, loss = ([float(run[key]) for run in runs] for key in ('top1', 'loss'))
+            lines.append(
+                f'| [{Path(recipe).stem}]({recipe}) | {len(runs)} | {statistics.fmean(top1):.2f} % '
+                f'| {min(top1):.2f} ... {max(top1):.2f} % | {statistics.fmean(loss):.4f} |'
+            )
+    return lines
+
+
+def _csv(table: list[dict[str, Any]], columns: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def _with_table(text: str, name: str, lines: list[str]) -> str:
+    """``text`` with the table between its marks, if it has them."""
+    start, end = f'<!-- make results: {name} -->\n', '<!-- end -->'
+    head, mark, rest = text.partition(start)
+    _, closed, tail = rest.partition(end)
+    if mark and not closed:
+        sys.exit(f'there is no {end} after {start.strip()}')
+    return head + mark + '\n' + '\n'.join(lines) + '\n\n' + end + tail if mark else text
 
 
 if __name__ == '__main__':
+    added = [row_of(Path(run)) for run in sys.argv[1:]]
+    keys = {(row['recipe'], row['seed']) for row in added}
+    kept = [row for row in unpublished() if (row['recipe'], row['seed']) not in keys]
+    if added:
+        table = sorted(kept + added, key=lambda row: (row['recipe'], int(row['seed'])))
+        RUNS.write_text(_csv(table, RUN_COLUMNS), encoding='utf-8')
     for path, text in files().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding='utf-8')

@@ -1,12 +1,13 @@
 """The tables of results say what the bundled manifests say, and each recipe that they name is there."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nf_zoo.train.recipe import load_recipe
-from results import ROOT, files, rows
+from results import ROOT, files, row_of, rows, unpublished
 
 
 def test_the_tables_are_up_to_date() -> None:
@@ -20,3 +21,37 @@ def test_the_recipe_is_the_one_that_it_was_trained_by(row: dict[str, Any]) -> No
     trained = json.loads(json.dumps(row['manifest']['recipe']))
     committed = json.loads(json.dumps(committed))
     assert {key: committed[key] for key in trained} == trained
+
+
+def test_a_run_is_listed_under_the_recipe_whose_settings_it_has(tmp_path: Path) -> None:
+    recipe = 'configs/cifar10/eunnet20_cifar.l2.yaml'
+    result = {
+        'dataset': 'cifar10',
+        'recipe': load_recipe(ROOT / recipe).settings() | {'seed': 7},
+        'seed': 7,
+        'metrics': {'top1': 81.25, 'top5': 99.0, 'loss': 0.54321, 'n': 10000},
+        'epochs': 8,
+        'seconds': 600.4,
+        'hardware': 'a processor',
+        'sha256': 64 * 'a',
+    }
+    (tmp_path / 'result.json').write_text(json.dumps(result))
+    row = row_of(tmp_path)
+    assert (row['recipe'], row['seed'], row['top1'], row['loss'], row['minutes']) == (
+        recipe,
+        '7',
+        '81.25',
+        '0.5432',
+        '10',
+    )
+    result['recipe']['lr'] *= 2
+    (tmp_path / 'result.json').write_text(json.dumps(result))
+    with pytest.raises(SystemExit, match='no recipe in configs/cifar10 has its settings'):
+        row_of(tmp_path)
+
+
+def test_each_run_is_listed_once_and_is_as_long_as_its_recipe() -> None:
+    keys = [(row['recipe'], row['seed']) for row in unpublished()]
+    assert len(keys) == len(set(keys))
+    for row in unpublished():
+        assert load_recipe(ROOT / row['recipe']).epochs == int(row['epochs'])
