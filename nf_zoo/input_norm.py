@@ -171,8 +171,8 @@ def _one_image(
     if not inplace and _commutes(x, weight, conv):
         shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
         return F.conv2d(x, weight, shift if bias is None else shift.add_(bias, alpha=1 / rstd), *conv).mul_(rstd)
-    y = x.mul_(rstd) if inplace else x * rstd
-    return F.conv2d(y.sub_(mean * rstd), weight, bias, *conv)
+    y = torch.add(torch.tensor(-mean * rstd, dtype=x.dtype), x, alpha=rstd, out=x if inplace else None)
+    return F.conv2d(y, weight, bias, *conv)
 
 
 def _conv_then_norm(
