@@ -130,9 +130,11 @@ def _sizes(rows: Tensor) -> tuple[int, int, int, int]:
 
 
 def _unit_norm_backward(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient of y = x / |x|: what of that of y is orthogonal to y, by |x|."""
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-12)
-    return torch.addcmul(grad, y, (grad * y).sum(1, keepdim=True), value=-1).div_(length)
+    """The gradient of y = x / |x|: what of that of y is orthogonal to y, by |x|, in 32 bits or more."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype).clamp_min(1e-12)
+    along = torch.sum(grad * y, 1, keepdim=True, dtype=dtype)
+    return torch.addcmul(grad.to(dtype), y.to(dtype), along, value=-1).div_(length).to(grad.dtype)
 
 
 LARGE = 1 << 19  # numbers in a batch of images: more than a core's cache holds
