@@ -84,19 +84,19 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_runs_that_differ_in_their_seed_have_a_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seeds = (0, 1, 2)
-    found = [run_toy(tmp_path / f'a.{seed}', epochs=2, seed=seed)['metrics'] for seed in seeds]
+    found = [run_toy(tmp_path / f'a1.4{seed}', epochs=2, seed=seed)['metrics'] for seed in seeds]
     run_toy(tmp_path / 'b', epochs=1, lr=0.5)
-    unfinished = tmp_path / 'a.3'
+    unfinished = tmp_path / 'a1.43'
     run_toy(unfinished, epochs=2, seed=3)
     summary = unfinished / 'summary.csv'
     summary.write_text(''.join(summary.read_text().splitlines(keepends=True)[:2]))
-    folders = [str(tmp_path / name) for name in ('a.0', 'b', 'a.1', 'a.2', 'a.3')]
+    folders = [str(tmp_path / name) for name in ('a1.40', 'b', 'a1.41', 'a1.42', 'a1.43')]
     assert [len(group) for group in by_recipe(read_runs(folders)).values()] == [4, 1]
     assert main(['compare', *folders, '-o', str(tmp_path / 'all.png')]) == 0
     *_, head, line = capsys.readouterr().out.splitlines()
     values = [run[key] for key in ('top1', 'loss') for run in found]
     expected = [f(part) for part in (values[:3], values[3:]) for f in (statistics.fmean, min, max)]
-    assert head.split()[:2] == ['recipe', 'top'] and line.startswith('a (3 runs) ')
+    assert head.split()[:2] == ['recipe', 'top'] and line.startswith('a1 (3 runs) ')
     assert [float(cell) for cell in line.split()[3:]] == pytest.approx(expected, abs=0.0051)
 
 

@@ -4,6 +4,7 @@ together."""
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from ..errors import UserError
 from ..table import columns
 from . import report
 from .recipe import Recipe, load_recipe
+
+
+_SEED = re.compile(r'([._/-]+\d*|\d+)$')  # what the seeds at the end of names may have in common
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def by_recipe(runs: Sequence[Summary]) -> dict[str, list[Summary]]:
     found: dict[str, list[Summary]] = {}
     for group in groups.values():
         common = os.path.commonprefix([run.run for run in group])
-        name = common if len(group) == 1 else f'{common.rstrip("0123456789._-/")} ({len(group)} runs)'
+        name = common if len(group) == 1 else f'{_SEED.sub("", common)} ({len(group)} runs)'
         found[name if name not in found else f'{name} {len(found)}'] = group
     return found
 
