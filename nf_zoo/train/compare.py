@@ -15,7 +15,6 @@ from ..table import columns
 from . import report
 from .recipe import Recipe, load_recipe
 
-
 _SEED = re.compile(r'([._/-]+\d*|\d+)$')  # what the seeds at the end of names may have in common
 
 
