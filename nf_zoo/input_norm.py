@@ -87,11 +87,18 @@ class _InputNormConv(torch.autograd.Function):
 
 
 # Group norm with one group is the standardisation of an image, and has the fast kernel on CPUs. That kernel divides the
-# work by pixels, and only if they are many: an image is given to it as if it had 64 channels.
+# work by pixels, and only if they are many: an image is given to it as if it had 64 channels. Other devices take the
+# features as they are, for which they would have to be copied, and reduce a batch as a whole with many threads.
+
+
+def _by_rows(x: Tensor) -> bool:
+    return x.device.type == 'cpu'
 
 
 def _in_rows(x: Tensor, images: int) -> Tensor:
     """``x`` as so many images of at most 64 channels, in the order of its memory. One: the batch as an image."""
+    if not _by_rows(x):
+        return x
     pixels = x.permute(0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
     numel = math.prod(x.shape[1:]) * (len(x) if images == 1 else 1)
     width = math.gcd(numel, 64)
@@ -100,6 +107,8 @@ def _in_rows(x: Tensor, images: int) -> Tensor:
 
 def _from_rows(rows: Tensor, x: Tensor) -> Tensor:
     """What `_in_rows` made of ``x``, in the shape of ``x`` again."""
+    if not _by_rows(x):
+        return rows
     pixels = rows.permute(0, 2, 3, 1)
     n, c, h, w = x.shape
     if x.is_contiguous(memory_format=torch.channels_last):
@@ -109,12 +118,19 @@ def _from_rows(rows: Tensor, x: Tensor) -> Tensor:
 
 def _group_norm(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``standardize`` by 'sample' or 'tensor', mu and 1 / sigma, (N, 1) or (1, 1)."""
+    if norm == 'tensor' and not _by_rows(x):
+        var, mean = torch.var_mean(x, unbiased=False)
+        rstd = torch.rsqrt(var + eps)
+        return (x - mean) * rstd, mean.view(1, 1), rstd.view(1, 1)
     rows = _in_rows(x, min(1, len(x)) if norm == 'tensor' else len(x))
     y, mean, rstd = torch.native_group_norm(rows, None, None, *_sizes(rows), eps)
     return _from_rows(y, x), mean, rstd
 
 
 def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    if len(mean) < len(x) and not _by_rows(x):
+        y = (x - mean) * rstd
+        return rstd * (grad - grad.mean() - y * (grad * y).mean())
     last = x.is_contiguous(memory_format=torch.channels_last)
     grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     rows, grad = _in_rows(x, len(mean)), _in_rows(grad, len(mean))

@@ -58,6 +58,23 @@ def test_a_graph_or_none_and_any_layout(shape, layout, norm):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize('norm', NORMS)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_the_way_of_other_devices_is_the_same(norm, layout, monkeypatch):
+    conv, x = eunconv(norm=norm), torch.randn(3, 4, 7, 6, dtype=torch.float64).to(memory_format=layout)
+    x.requires_grad_()
+
+    def everything() -> list[torch.Tensor]:
+        y = conv(x)
+        with torch.no_grad():
+            return [y, conv(x), *torch.autograd.grad(y, [x, *conv.parameters()], torch.cos(y))]
+
+    expected = everything()
+    monkeypatch.setattr(input_norm, '_by_rows', lambda x: False)
+    for one, other in zip(everything(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(('norm', 'bias'), list(itertools.product(NORMS, [True, False])))
 def test_eunconv_gradients(norm, bias):
     conv = eunconv(norm=norm, bias=bias)

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def test_runs_that_differ_in_their_seed_have_a_mean(tmp_path: Path, capsys: pyte
     summary.write_text(''.join(summary.read_text().splitlines(keepends=True)[:2]))
     folders = [str(tmp_path / name) for name in ('a1.40', 'b', 'a1.41', 'a1.42', 'a1.43')]
     assert [len(group) for group in by_recipe(read_runs(folders)).values()] == [4, 1]
+    unlike = [replace(run, run=name) for run, name in zip(read_runs(folders[2:4]), ('x', 'y'), strict=True)]
+    assert list(by_recipe(unlike)) == ['eunnet20_cifar (2 runs)']
     assert main(['compare', *folders, '-o', str(tmp_path / 'all.png')]) == 0
     *_, head, line = capsys.readouterr().out.splitlines()
     values = [run[key] for key in ('top1', 'loss') for run in found]

@@ -82,7 +82,8 @@ def by_recipe(runs: Sequence[Summary]) -> dict[str, list[Summary]]:
     found: dict[str, list[Summary]] = {}
     for group in groups.values():
         common = os.path.commonprefix([run.run for run in group])
-        name = common if len(group) == 1 else f'{_SEED.sub("", common)} ({len(group)} runs)'
+        shared = _SEED.sub('', common) or group[0].recipe.model
+        name = common if len(group) == 1 else f'{shared} ({len(group)} runs)'
         found[name if name not in found else f'{name} {len(found)}'] = group
     return found
 

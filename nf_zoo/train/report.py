@@ -90,9 +90,10 @@ def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], titl
     shares.set_ylabel('clipped share / % (dotted)')
     shares.set_ylim(0, 105)
     clipped = False
-    names = list(dict.fromkeys(name for name, _, _ in runs))
-    for number, (name, rows, kind) in enumerate(runs):
-        seen = name in [other for other, _, _ in runs[:number]]
+    colours: dict[str, str] = {}
+    for name, rows, kind in runs:
+        first = name not in colours
+        colour = colours.setdefault(name, f'C{len(colours)}')
         lines = [
             (losses, 'train_loss', 'training', 1, '-' if not name else '--'),
             (losses, f'{kind}_loss', 'validation', 1, '-'),
@@ -117,7 +118,7 @@ def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], titl
             options: dict[str, Any] = {'label': label}
             if name:
                 shown = f'{name}: {label}' if axes is losses else name
-                options = {'color': f'C{names.index(name) % 10}', 'label': None if seen else shown}
+                options = {'color': colour, 'label': shown if first else None}
             axes.plot(epochs, values, style, marker='.' if len(known) < 4 else None, **options)
     for axes, label in (
         (losses, 'loss'),
