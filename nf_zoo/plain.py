@@ -313,6 +313,10 @@ class PlainBlock(nn.Module):
         x = self.conv2(self.act_(self.conv1(x)))
         if self.conv3 is not None:
             x = self.conv3(self.act_(x))
+        return self.scaled(x)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """F(x) of what its last convolution gave: attention, ``gain`` and ``shift``."""
         if self.attn is not None:
             x = self.attn(x)
         if self.gain is not None:

@@ -113,13 +113,14 @@ def test_any_height_and_width(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize('side', [7, 8])
-def test_the_normalisation_for_onnx_is_exact(side: int) -> None:
+@pytest.mark.parametrize(('side', 'defer', 'attn'), [(7, True, None), (8, True, 'se'), (8, False, None)])
+def test_the_normalisation_for_onnx_is_exact(side: int, defer: bool, attn: str | None) -> None:
     """With strided, padded, widening and narrowing convolutions; a blank image is no division by 0."""
-    folded = nf_zoo.fold(build('eunnet50', depths=(2, 2, 1, 1))).double()
-    network = norms.for_onnx(folded)
+    folded = nf_zoo.fold(build('eunnet50', depths=(2, 2, 1, 1), attn_layer=attn)).double()
+    network = norms.for_onnx(folded, defer)
     kinds = Counter(type(m) for m in network.modules())
-    assert kinds[norms._ConvNorm] == 5 and kinds[norms._Norm] > 5 and norms._ConvNorm not in map(type, folded.modules())
+    assert kinds[norms._DeferredConv] == (11 if defer else 0) and kinds[norms._Norm] == (5 if defer else 22)
+    assert not any(type(m).__module__ == norms.__name__ for m in folded.modules())
     x = torch.randn(3, 3, 8 * side, 64).double()
     x[2] = 0.5
     torch.testing.assert_close(network(x), folded(x), atol=1e-9, rtol=1e-9)

@@ -1,48 +1,45 @@
 """The normalisation of activations in the form that ONNX Runtime runs fastest.
 
-ONNX Runtime's convolutions and poolings work on channels in blocks; whatever else sees the features has them reordered
-and back. So the moments come from global pooling, which takes the features as they lie, and what is left is a
-difference and a product: of the convolution's input or, where a 1x1 convolution narrows it, of its output.
-InstanceNormalization would be half the nodes and as fast with one image, but slower with several, and in the browser it
-loses digits.
+ONNX Runtime's convolutions, poolings, and sums and products of equal shapes work on channels in blocks; whatever else
+sees the features has them reordered and back. So the moments come from global pooling, and of a block's convolutions
+only the last has its input normalised. The others give sigma times what they gave: ReLU lets a positive factor through,
+the next normalisation takes it away. What is left of theirs is a sum, which ONNX Runtime makes a part of a convolution.
+InstanceNormalization would be half the nodes, but slower with several images, and in the browser it loses digits.
 """
 
 from copy import deepcopy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..convs import plain_conv
 from ..input_norm import InputNormConv2d
-from ..plain import Standardize
+from ..plain import PostBlock, Standardize
 
 
-def for_onnx(network: nn.Module, commute: bool = True) -> nn.Module:
+def for_onnx(network: nn.Module, defer: bool = True) -> nn.Module:
     """``network`` with each normalisation over an image's C, H, W in that form; a copy if there is one.
 
-    ``commute``: normalise the output of convolutions, where it is the smaller.
+    ``defer``: leave the division by sigma to the next normalisation, where there is one.
     """
-
-    def wanted(module: nn.Module) -> bool:
-        return isinstance(module, InputNormConv2d | Standardize) and module.norm == 'sample'
-
-    if not any(map(wanted, network.modules())):
+    if not any(map(_wanted, network.modules())):
         return network
     root = nn.ModuleList([deepcopy(network)])
     for name, module in list(root.named_modules(remove_duplicate=False)):
-        if wanted(module):
-            root.set_submodule(name, _in_form(module, commute))
+        if defer and isinstance(module, PostBlock) and _wanted(module.conv2) and _wanted(module.last()):
+            root.set_submodule(name, _DeferringBlock(module))
+    for name, module in list(root.named_modules(remove_duplicate=False)):
+        if isinstance(module, Standardize) and _wanted(module):
+            root.set_submodule(name, _Norm(module.eps))
+        elif isinstance(module, InputNormConv2d) and _wanted(module):
+            plain = plain_conv(module, module.weight, module.bias)
+            root.set_submodule(name, nn.Sequential(_Norm(module.eps), plain))
     return root[0]
 
 
-def _in_form(module: nn.Module, commute: bool) -> nn.Module:
-    if isinstance(module, Standardize):
-        return _Norm(module.eps)
-    assert isinstance(module, InputNormConv2d)
-    plain = module.kernel_size == (1, 1) and module.padding == (0, 0)
-    if commute and plain and module.out_channels < module.in_channels:
-        return _ConvNorm(module)
-    return nn.Sequential(_Norm(module.eps), plain_conv(module, module.weight, module.bias))
+def _wanted(module: nn.Module) -> bool:
+    return isinstance(module, InputNormConv2d | Standardize) and module.norm == 'sample'
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -50,8 +47,15 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True).mean(1, keepdim=True)
 
 
+def _moments(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
+    """mu and sigma^2 + eps of each image, (N, 1, 1, 1)."""
+    mean = _mean(x)
+    # Rounding may leave less than the nothing that the variance of a blank image is.
+    return mean, (_mean(x * x) - mean * mean).relu() + eps
+
+
 class _Norm(nn.Module):
-    """With one image each node counts, also those of single numbers: the difference serves the variance as well."""
+    """By itself, where the input may be an image: the difference first, which loses no digits."""
 
     def __init__(self, eps: float):
         super().__init__()
@@ -62,20 +66,51 @@ class _Norm(nn.Module):
         return centred * (_mean(centred * centred) + self.eps).pow(-0.5)
 
 
-class _ConvNorm(nn.Module):
-    """W (x - mu) / sigma + b as (W x) / sigma + (b - mu / sigma W 1): exact where nothing is padded."""
+class _DeferredConv(nn.Module):
+    """sigma (W (x - mu) / sigma + b) as W x + (sigma b - mu W 1), the latter a convolution of maps of mu and sigma."""
 
     def __init__(self, conv: InputNormConv2d):
         super().__init__()
         self.conv = plain_conv(conv, conv.weight, None)
         self.eps = conv.eps
-        with torch.no_grad():
-            self.total = nn.Parameter(conv.weight.sum((1, 2, 3)).view(-1, 1, 1))
-        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        self.bias = nn.Parameter(bias.view(-1, 1, 1).clone())
+        shift = conv.weight.new_zeros(conv.out_channels, 2, *conv.kernel_size)
+        shift[:, 0] = -conv.weight.detach().sum(1)
+        if conv.bias is not None:
+            rows, columns = conv.kernel_size
+            shift[:, 1, rows // 2, columns // 2] = conv.bias.detach()
+        self.shift = nn.Parameter(shift)
+
+    def forward(self, x: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
+        """``factor``: the square of what x is multiplied by, (N, 1, 1, 1). Returns that of the output too."""
+        mean, var = _moments(x, self.eps * factor)
+        maps = torch.cat((mean, var.sqrt()), 1).expand(-1, -1, *x.shape[2:])
+        conv = self.conv
+        return conv(x) + F.conv2d(maps, self.shift, None, conv.stride, conv.padding, conv.dilation), var
+
+
+class _DeferringBlock(nn.Module):
+    """A block of which only the last convolution has a normalised input."""
+
+    def __init__(self, block: PostBlock):
+        super().__init__()
+        *convs, last = (conv for conv in (block.conv1, block.conv2, block.conv3) if conv is not None)
+        self.block = block
+        self.convs = nn.ModuleList(_DeferredConv(c) if isinstance(c, InputNormConv2d) else c for c in convs)
+        assert isinstance(last, InputNormConv2d)
+        self.eps = last.eps
+        self.last = plain_conv(last, last.weight, last.bias)
+        block.conv1, block.conv2, block.conv3 = nn.Identity(), nn.Identity(), None
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = _mean(x)
-        # Rounding may leave less than the nothing that the variance of a blank image is.
-        rstd = ((_mean(x * x) - mean * mean).relu() + self.eps).pow(-0.5)
-        return self.conv(x) * rstd + (self.bias - mean * rstd * self.total)
+        z = self.block.norm(x)
+        h = x if self.block.downsample is None else self.block.downsample(z)
+        factor: float | Tensor = 1.0
+        for conv in self.convs:
+            if isinstance(conv, _DeferredConv):
+                z, factor = conv(z, factor)
+            else:
+                z = conv(z)
+            z = self.block.act(z)
+        mean, var = _moments(z, self.eps * factor)
+        f = self.block.scaled(self.last((z - mean) * var.pow(-0.5)))
+        return self.block.act_(self.block.merge(h, f))

@@ -65,7 +65,7 @@ def export_onnx(
     images = calibration if images is None else images
     case = Case(model, path, input_size, fold, tolerance, images, dynamic_batch, dynamic_size)
     # A convolution of what is normalised has a range that is the same for every image, and fits 8 bits.
-    network = for_onnx(case.network, commute=dtype != 'int8') if hasattr(case.network, 'is_folded') else case.network
+    network = for_onnx(case.network, defer=dtype != 'int8') if hasattr(case.network, 'is_folded') else case.network
     proto = _to_onnx(case, network, dynamic_batch, dynamic_size)
     if dtype == 'float16':
         _halve(proto)
