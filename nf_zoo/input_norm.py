@@ -1,11 +1,12 @@
 """EUNConv, the convolution that normalises its input, in the memory and nearly the time of a plain one."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .convs import FactorConv2d
 from .errors import UserError, nearest
@@ -163,9 +164,11 @@ def _is_exact(x: Tensor) -> bool:
 
 def _commutes(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> bool:
     """Whether to normalise a convolution's output for its input: nothing is padded, and the output is smaller."""
-    _, padding, _, groups = conv
-    pointwise = weight.shape[2:] == (1, 1) and tuple(padding) == (0, 0) and groups == 1
-    return pointwise and weight.shape[0] < weight.shape[1] and _is_exact(x)
+    return _is_pointwise(weight, conv[1], conv[3]) and weight.shape[0] < weight.shape[1] and _is_exact(x)
+
+
+def _is_pointwise(weight: Tensor, padding: Any, groups: int) -> bool:
+    return weight.shape[2:] == (1, 1) and tuple(padding) == (0, 0) and groups == 1
 
 
 def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -176,21 +179,79 @@ def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, (square - mean.square()).clamp(min=0).add(eps).rsqrt()
 
 
-def _one_image(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...], inplace: bool
-) -> Tensor:
+def _one_image(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...]) -> Tensor:
     """With moments that are Python's numbers: kernels for one number would cost as much as those for the features."""
-    flat = (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).reshape(-1)
+    flat = _flat(x)
     mean, square = flat.sum().item() / len(flat), torch.dot(flat, flat).item() / len(flat)
     var = square - mean * mean
     if var < 1e-3 * square:  # rounding has taken digits
         return F.conv2d(_group_norm(x, 'sample', eps)[0], weight, bias, *conv)
     rstd = (var + eps) ** -0.5
-    if not inplace and _commutes(x, weight, conv):
+    if _commutes(x, weight, conv):
         shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
         return F.conv2d(x, weight, shift if bias is None else shift.add_(bias, alpha=1 / rstd), *conv).mul_(rstd)
-    y = torch.add(torch.tensor(-mean * rstd, dtype=x.dtype), x, alpha=rstd, out=x if inplace else None)
-    return F.conv2d(y, weight, bias, *conv)
+    return F.conv2d(torch.add(torch.tensor(-mean * rstd, dtype=x.dtype), x, alpha=rstd), weight, bias, *conv)
+
+
+def _is_one_image(x: Tensor) -> bool:
+    return type(x) is Tensor and len(x) == 1 and x.device.type == 'cpu' and _is_exact(x)
+
+
+def _is_watched() -> bool:
+    """Whether something wants to see every operator."""
+    transformed = torch._C._are_functorch_transforms_active()
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed
+
+
+def _flat(x: Tensor) -> Tensor:
+    return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).reshape(-1)
+
+
+def defers(x: Tensor, convs: Sequence[nn.Module]) -> bool:
+    """Whether :func:`deferred` gives what ``convs`` give: for one image, no gradient, and nobody watching them."""
+    if torch.is_grad_enabled() or _is_watched() or not _is_one_image(x):
+        return False
+    for conv in convs:
+        if conv._forward_hooks or conv._forward_pre_hooks:
+            return False
+        if type(conv) is not InputNormConv2d or conv.norm != 'sample':
+            if type(conv) is not nn.Conv2d or conv is not convs[0]:
+                return False
+    return True
+
+
+def deferred(x: Tensor, convs: Sequence[nn.Conv2d]) -> tuple[Tensor, float]:
+    """sigma F(x) and 1 / sigma of one image, F: ``convs`` with ReLU between them, the last one an EUNConv's.
+
+    Each gives sigma times what it gave, W (x - mu) + sigma b: ReLU lets a positive factor through, the next
+    normalisation takes it away. So nothing but a difference is left of a normalisation.
+    """
+    z, sigma = x, 1.0
+    for conv in convs:
+        mine = z is not x
+        if mine:
+            z = z.relu_()
+        weight, bias = conv.weight, conv.bias
+        if isinstance(conv, InputNormConv2d):
+            n, shift = z.numel(), None
+            mean = z.sum().item() / n
+            if weight.numel() < n and _is_pointwise(weight, conv.padding, conv.groups):
+                flat = _flat(z)
+                square = torch.dot(flat, flat).item() / n
+                var = square - mean * mean
+                if var > 1e-3 * square:  # rounding has left the digits
+                    shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
+            if shift is None:
+                z = z.sub_(mean) if mine else z - mean
+                flat = _flat(z)
+                var = torch.dot(flat, flat).item() / n
+            sigma = math.sqrt(var + conv.eps * sigma * sigma)
+            if bias is not None:
+                bias = bias * sigma if shift is None else shift.add_(bias, alpha=sigma)
+            else:
+                bias = shift
+        z = F.conv2d(z, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return z, 1 / sigma
 
 
 def _conv_then_norm(
@@ -244,19 +305,15 @@ def input_norm_conv(
     padding: list[int],
     dilation: list[int],
     groups: int,
-    inplace: bool = False,
 ) -> Tensor:
-    """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone.
-
-    ``inplace``: x may be overwritten, if no gradient is wanted.
-    """
+    """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone."""
     if not torch.jit.is_scripting():
-        if not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        if not _is_watched():
             conv = (stride, padding, dilation, groups)
             if torch.is_grad_enabled():
                 return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
-            if norm == 'sample' and len(x) == 1 and type(x) is Tensor and x.device.type == 'cpu' and _is_exact(x):
-                return _one_image(x, weight, bias, eps, conv, inplace)
+            if norm == 'sample' and _is_one_image(x):
+                return _one_image(x, weight, bias, eps, conv)
             if norm == 'sample' and len(x) > 1 and x.numel() >= LARGE and _commutes(x, weight, conv):
                 return _conv_then_norm(x, weight, bias, eps, conv)[0]
             if norm != 'l2':
@@ -286,13 +343,12 @@ class InputNormConv2d(FactorConv2d):
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.eps = eps
-        self.inplace = False  # where the input is nobody else's
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """``factor``: a scalar for weight and bias."""
         weight, bias = self.scaled(factor)
         conv = (self.stride, self.padding, self.dilation, self.groups)
-        return input_norm_conv(x, weight, bias, self.norm, self.eps, *conv, self.inplace)  # type: ignore[arg-type]
+        return input_norm_conv(x, weight, bias, self.norm, self.eps, *conv)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, norm={self.norm}'

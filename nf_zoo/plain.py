@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from timm.layers import EcaModule, EffectiveSEModule, SEModule
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .convs import plain_conv
-from .input_norm import InputNormConv2d, standardize
+from .input_norm import InputNormConv2d, deferred, defers, standardize
 from .net import PadShortcut
 
 Act = Callable[..., nn.Module]
@@ -227,9 +228,6 @@ class PlainBlock(nn.Module):
     ):
         super().__init__()
         self.conv1, self.conv2, self.conv3 = convs
-        for conv in (self.conv2, self.conv3):
-            if isinstance(conv, InputNormConv2d):
-                conv.inplace = True
         self.downsample = None if shortcut is None else projection(shortcut, self.conv1)
         self.attn = attn
         self.act = act()
@@ -263,6 +261,11 @@ class PlainBlock(nn.Module):
     def _parameter(self, value: float | Tensor) -> nn.Parameter:
         like = next(self.conv1.parameters())
         return nn.Parameter(torch.as_tensor(value, dtype=like.dtype, device=like.device).detach().clone())
+
+    @torch.jit.unused
+    def convs(self) -> list[Any]:
+        """Those of F."""
+        return [conv for conv in (self.conv1, self.conv2, self.conv3) if conv is not None]
 
     def last(self) -> nn.Module:
         """The last convolution of F."""
@@ -361,4 +364,10 @@ class PostBlock(PlainBlock):
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(x)
         h = x if self.downsample is None else self.downsample(z)
+        if not torch.jit.is_scripting():
+            convs = self.convs()
+            if defers(z, convs) and type(self.act) is nn.ReLU and self.attn is self.gain is self.shift is None:
+                f, factor = deferred(z, convs)
+                h = h if self.skip is None else self.skip * h
+                return torch.add(h, f, alpha=factor, out=f).relu_()
         return self.act_(self.merge(h, self.branch(z)))

@@ -13,6 +13,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 import nf_zoo
+from nf_zoo import plain
 from nf_zoo.convs import AffineConv2d, WeightConv2d
 from nf_zoo.errors import UserError
 from nf_zoo.fold import fold
@@ -150,6 +151,47 @@ def test_a_tensor_is_normalised_once_for_two_convolutions() -> None:
     block = folded.stages[0][0]
     assert block.norm is shared[0]
     assert not isinstance(block.conv1, InputNormConv2d) and not isinstance(block.downsample.conv, InputNormConv2d)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ('name', 'kwargs', 'deferring'),
+    [
+        ('eunnet50', {}, True),
+        ('eunnet18', {}, True),
+        ('eunnet18', dict(residual_scaling=False), True),
+        ('eunnet20_cifar', dict(norm='tensor'), False),
+        ('eunnet20_cifar', SE, False),
+    ],
+)
+@torch.inference_mode()
+def test_one_image_alone_is_that_image_in_a_batch(
+    name: str, kwargs: dict[str, Any], deferring: bool, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a network of which something sees or replaces a part; a blank image, a bright and a dark one."""
+    folded = fold(build(name, **kwargs))
+    calls: list[int] = []
+    original = plain.deferred
+    monkeypatch.setattr(plain, 'deferred', lambda *args: (calls.append(1), original(*args))[1])
+    x = torch.cat([images(name), images(name)]).contiguous(memory_format=layout)
+    x[1], x[2], x[3] = 0.5, x[2] * 1e3 + 1e4, x[3] * 1e-3
+
+    def check(blocks: int) -> None:
+        expected = folded(x) if kwargs.get('norm') != 'tensor' else torch.cat([fold(folded)(i) for i in x.split(1)])
+        calls.clear()
+        given = x.clone(memory_format=torch.preserve_format)
+        torch.testing.assert_close(torch.cat([folded(i) for i in given.split(1)]), expected, atol=1e-9, rtol=1e-9)
+        assert len(calls) == len(x) * blocks and torch.equal(given, x)
+
+    check(5 if deferring else 0)
+    if deferring:
+        last, seen = list(children(folded, PlainBlock))[-1], []
+        handle = last.conv1.register_forward_hook(lambda _, args, y: seen.append(y))
+        check(4)
+        torch.testing.assert_close(torch.cat(seen[1:]), seen[0], atol=1e-9, rtol=1e-9)
+        handle.remove()
+        last.conv2 = nn.Sequential(last.conv2)
+        check(4)
 
 
 @every_family

@@ -93,7 +93,7 @@ class _DeferringBlock(nn.Module):
 
     def __init__(self, block: PostBlock):
         super().__init__()
-        *convs, last = (conv for conv in (block.conv1, block.conv2, block.conv3) if conv is not None)
+        *convs, last = block.convs()
         self.block = block
         self.convs = nn.ModuleList(_DeferredConv(c) if isinstance(c, InputNormConv2d) else c for c in convs)
         assert isinstance(last, InputNormConv2d)
