@@ -207,17 +207,15 @@ def _flat(x: Tensor) -> Tensor:
     return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).reshape(-1)
 
 
-def defers(x: Tensor, convs: Sequence[nn.Module]) -> bool:
-    """Whether :func:`deferred` gives what ``convs`` give: for one image, no gradient, and nobody watching them."""
-    if torch.is_grad_enabled() or _is_watched() or not _is_one_image(x):
+def defers(x: Tensor, convs: Sequence[nn.Module], act: nn.Module) -> bool:
+    """Whether :func:`deferred` gives what ``convs`` give: one image, no gradient, nobody watching, EUNConvs and ReLU."""
+    if torch.is_grad_enabled() or _is_watched() or not _is_one_image(x) or type(act) is not nn.ReLU:
         return False
     for conv in convs:
-        if conv._forward_hooks or conv._forward_pre_hooks:
-            return False
         if type(conv) is not InputNormConv2d or conv.norm != 'sample':
             if type(conv) is not nn.Conv2d or conv is not convs[0]:
                 return False
-    return True
+    return not any(module._forward_hooks or module._forward_pre_hooks for module in (*convs, act))
 
 
 def deferred(x: Tensor, convs: Sequence[nn.Conv2d]) -> tuple[Tensor, float]:

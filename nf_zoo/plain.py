@@ -366,7 +366,7 @@ class PostBlock(PlainBlock):
         h = x if self.downsample is None else self.downsample(z)
         if not torch.jit.is_scripting():
             convs = self.convs()
-            if defers(z, convs) and type(self.act) is nn.ReLU and self.attn is self.gain is self.shift is None:
+            if defers(z, convs, self.act_) and self.attn is self.gain is self.shift is None:
                 f, factor = deferred(z, convs)
                 h = h if self.skip is None else self.skip * h
                 return torch.add(h, f, alpha=factor, out=f).relu_()

@@ -47,23 +47,17 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean((2, 3), keepdim=True).mean(1, keepdim=True)
 
 
-def _moments(x: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor]:
-    """mu and sigma^2 + eps of each image, (N, 1, 1, 1)."""
-    mean = _mean(x)
-    # Rounding may leave less than the nothing that the variance of a blank image is.
-    return mean, (_mean(x * x) - mean * mean).relu() + eps
-
-
 class _Norm(nn.Module):
-    """By itself, where the input may be an image: the difference first, which loses no digits."""
+    """With one image each node counts, also those of single numbers: the difference serves the variance as well."""
 
     def __init__(self, eps: float):
         super().__init__()
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, factor: float | Tensor = 1.0) -> Tensor:
+        """``factor``: the square of what x is multiplied by, (N, 1, 1, 1)."""
         centred = x - _mean(x)
-        return centred * (_mean(centred * centred) + self.eps).pow(-0.5)
+        return centred * (_mean(centred * centred) + self.eps * factor).pow(-0.5)
 
 
 class _DeferredConv(nn.Module):
@@ -81,8 +75,10 @@ class _DeferredConv(nn.Module):
         self.shift = nn.Parameter(shift)
 
     def forward(self, x: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
-        """``factor``: the square of what x is multiplied by, (N, 1, 1, 1). Returns that of the output too."""
-        mean, var = _moments(x, self.eps * factor)
+        """``factor`` as of :class:`_Norm`; that of the output too."""
+        mean = _mean(x)
+        # Rounding may leave less than the nothing that the variance of a blank image is.
+        var = (_mean(x * x) - mean * mean).relu() + self.eps * factor
         maps = torch.cat((mean, var.sqrt()), 1).expand(-1, -1, *x.shape[2:])
         conv = self.conv
         return conv(x) + F.conv2d(maps, self.shift, None, conv.stride, conv.padding, conv.dilation), var
@@ -97,7 +93,7 @@ class _DeferringBlock(nn.Module):
         self.block = block
         self.convs = nn.ModuleList(_DeferredConv(c) if isinstance(c, InputNormConv2d) else c for c in convs)
         assert isinstance(last, InputNormConv2d)
-        self.eps = last.eps
+        self.norm = _Norm(last.eps)
         self.last = plain_conv(last, last.weight, last.bias)
         block.conv1, block.conv2, block.conv3 = nn.Identity(), nn.Identity(), None
 
@@ -111,6 +107,5 @@ class _DeferringBlock(nn.Module):
             else:
                 z = conv(z)
             z = self.block.act(z)
-        mean, var = _moments(z, self.eps * factor)
-        f = self.block.scaled(self.last((z - mean) * var.pow(-0.5)))
+        f = self.block.scaled(self.last(self.norm(z, factor)))
         return self.block.act_(self.block.merge(h, f))
