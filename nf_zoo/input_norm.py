@@ -208,7 +208,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def defers(x: Tensor, convs: Sequence[nn.Module], act: nn.Module) -> bool:
-    """Whether :func:`deferred` gives what ``convs`` give: one image, no gradient, nobody watching, EUNConvs and ReLU."""
+    """Whether :func:`deferred` gives what ``convs`` give: one image, no gradient, unwatched, EUNConvs and ReLU."""
     if torch.is_grad_enabled() or _is_watched() or not _is_one_image(x) or type(act) is not nn.ReLU:
         return False
     for conv in convs:
