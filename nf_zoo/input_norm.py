@@ -213,9 +213,11 @@ def defers(x: Tensor, convs: Sequence[nn.Module], act: nn.Module) -> bool:
         return False
     for conv in convs:
         if type(conv) is not InputNormConv2d or conv.norm != 'sample':
-            if type(conv) is not nn.Conv2d or conv is not convs[0]:
+            if type(conv) is not nn.Conv2d or conv is not convs[0] or conv.padding_mode != 'zeros':
                 return False
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in (*convs, act))
+    return not nn.modules.module._has_any_global_hook() and not any(
+        module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module) for module in (*convs, act)
+    )
 
 
 def deferred(x: Tensor, convs: Sequence[nn.Conv2d]) -> tuple[Tensor, float]:
@@ -231,16 +233,16 @@ def deferred(x: Tensor, convs: Sequence[nn.Conv2d]) -> tuple[Tensor, float]:
             z = z.relu_()
         weight, bias = conv.weight, conv.bias
         if isinstance(conv, InputNormConv2d):
-            n, shift = z.numel(), None
-            mean = z.sum().item() / n
-            if weight.numel() < n and _is_pointwise(weight, conv.padding, conv.groups):
-                flat = _flat(z)
-                square = torch.dot(flat, flat).item() / n
-                var = square - mean * mean
-                if var > 1e-3 * square:  # rounding has left the digits
-                    shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
-            if shift is None:
+            flat, shift = _flat(z), None
+            n = len(flat)
+            mean, square = flat.sum().item() / n, torch.dot(flat, flat).item() / n
+            var = square - mean * mean
+            exact = var > 1e-3 * square  # else rounding has taken digits
+            if exact and weight.numel() < n and _is_pointwise(weight, conv.padding, conv.groups):
+                shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
+            else:
                 z = z.sub_(mean) if mine else z - mean
+            if not exact:
                 flat = _flat(z)
                 var = torch.dot(flat, flat).item() / n
             sigma = math.sqrt(var + conv.eps * sigma * sigma)

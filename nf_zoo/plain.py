@@ -262,7 +262,6 @@ class PlainBlock(nn.Module):
         like = next(self.conv1.parameters())
         return nn.Parameter(torch.as_tensor(value, dtype=like.dtype, device=like.device).detach().clone())
 
-    @torch.jit.unused
     def convs(self) -> list[Any]:
         """Those of F."""
         return [conv for conv in (self.conv1, self.conv2, self.conv3) if conv is not None]

@@ -124,6 +124,8 @@ def test_the_normalisation_for_onnx_is_exact(side: int, defer: bool, attn: str |
     x = torch.randn(3, 3, 8 * side, 64).double()
     x[2] = 0.5
     torch.testing.assert_close(network(x), folded(x), atol=1e-9, rtol=1e-9)
+    twice, x = nn.Sequential(folded.stages[1][1], folded.stages[1][1]), torch.randn(2, 512, 5, 5).double()
+    torch.testing.assert_close(norms.for_onnx(twice, defer)(x), twice(x), atol=1e-9, rtol=1e-9)
     plain = norms.for_onnx(nf_zoo.fold(build()))
     assert not any(isinstance(m, norms._Norm) for m in plain.modules())
 

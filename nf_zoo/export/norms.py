@@ -2,8 +2,9 @@
 
 ONNX Runtime's convolutions, poolings, and sums and products of equal shapes work on channels in blocks; whatever else
 sees the features has them reordered and back. So the moments come from global pooling, and of a block's convolutions
-only the last has its input normalised. The others give sigma times what they gave: ReLU lets a positive factor through,
-the next normalisation takes it away. What is left of theirs is a sum, which ONNX Runtime makes a part of a convolution.
+only the last divides its input by sigma. The others give sigma times what they gave: ReLU lets a positive factor
+through, the next normalisation takes it away. What is left of theirs is a sum, which ONNX Runtime makes a part of a
+convolution.
 InstanceNormalization would be half the nodes, but slower with several images, and in the browser it loses digits.
 """
 
@@ -26,9 +27,12 @@ def for_onnx(network: nn.Module, defer: bool = True) -> nn.Module:
     if not any(map(_wanted, network.modules())):
         return network
     root = nn.ModuleList([deepcopy(network)])
+    blocks: dict[nn.Module, nn.Module] = {}
     for name, module in list(root.named_modules(remove_duplicate=False)):
         if defer and isinstance(module, PostBlock) and _wanted(module.conv2) and _wanted(module.last()):
-            root.set_submodule(name, _DeferringBlock(module))
+            blocks[module] = _DeferringBlock(module)
+        if module in blocks:
+            root.set_submodule(name, blocks[module])
     for name, module in list(root.named_modules(remove_duplicate=False)):
         if isinstance(module, Standardize) and _wanted(module):
             root.set_submodule(name, _Norm(module.eps))
@@ -85,7 +89,7 @@ class _DeferredConv(nn.Module):
 
 
 class _DeferringBlock(nn.Module):
-    """A block of which only the last convolution has a normalised input."""
+    """A block of whose convolutions only the last divides its input by sigma; takes them out of ``block``."""
 
     def __init__(self, block: PostBlock):
         super().__init__()
