@@ -71,6 +71,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         device=args.device,
         fold=args.folded,
         onnx=args.onnx,
+        download=args.dataset_download,
+        val_split=args.val_split,
     )
     own = scores.pop('')
     found = own.metrics()
@@ -188,8 +190,10 @@ def _info_options(add: Callable[..., Any]) -> None:
 
 def _evaluate_options(add: Callable[..., Any]) -> None:
     add('name', metavar='NAME_OR_RUN', help='a model name, with or without a tag, or the folder of a finished run')
-    add('--data-dir', metavar='DIR', help="torchvision's folder of the data set")
-    add('--dataset', metavar='SET', help='cifar10, cifar100, digits (default: the one that the weights are for)')
+    add('--data-dir', metavar='DIR', help='folder of the data set')
+    add('--dataset', metavar='SET', help='as in a recipe (default: the one that the weights are for)')
+    add('--dataset-download', action='store_true', help='let torchvision or timm fetch it into DIR')
+    add('--val-split', metavar='NAME', help="folders, timm's sets: the images to score (a run's own; validation)")
     add('--batch-size', type=_count, default=256, metavar='N', help='images at once (256)')
     add('--device', metavar='DEVICE', help='cpu, cuda, ... (cpu)')
     add('--folded', action='store_true', help='the folded network too; it must agree')

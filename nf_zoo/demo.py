@@ -163,7 +163,9 @@ def run(output: Path, data_dir: str | None) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog='python -m nf_zoo.demo', description='The whole job on real data.')
     parser.add_argument('--output', type=Path, default=Path('demo-output'), metavar='DIR', help='folder to write into')
-    parser.add_argument('--data-dir', metavar='DIR', help='also evaluate the bundled weights on the CIFAR-10 there')
+    parser.add_argument(
+        '--data-dir', metavar='DIR', help='evaluate the bundled *_cifar weights too, on the CIFAR-10 there'
+    )
     parser.add_argument('--deploy', action='store_true', help=argparse.SUPPRESS)  # the second process
     args = parser.parse_args()
     try:

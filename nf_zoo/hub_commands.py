@@ -79,7 +79,7 @@ def _verify_options(add: Callable[..., Any]) -> None:
     add('name', nargs='?', **NAME)
     add('--all', action='store_true', help='every name of the hub, or of the search path, as a table')
     add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
-    add('--data-dir', metavar='DIR', help="measure the accuracy too, on the data set in torchvision's folder DIR")
+    add('--data-dir', metavar='DIR', help='measure the accuracy too, on the data set in the folder DIR')
 
 
 def _hub_options(add: Callable[..., Any]) -> None:

@@ -15,6 +15,7 @@ from .files import write_whole
 from .train.evaluation import accuracies, validation
 
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order
+SMALLER = {'float16': 1e-2, 'int8': 0.25}  # an ONNX file with such weights, as its export allows
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -84,32 +85,37 @@ def score(
             gap = float((logits - own).abs().max() / own.abs().max().clamp(min=1e-12))
             one.difference = one.difference if gap <= one.difference else gap  # a NaN stays
             one.others += int((logits.argmax(1) != own.argmax(1)).sum())
-    for name in forms:
-        if not found[name].difference <= TOLERANCE:  # NaN too
+    for name, form in forms.items():
+        allowed = form.tolerance if isinstance(form, OnnxFile) else TOLERANCE
+        if not found[name].difference <= allowed:  # NaN too
             raise CheckFailed(
                 f'{name} differs from the model by {found[name].difference:.1e} of the largest logit '
-                f'(at most {TOLERANCE:.0e}) and in {found[name].others} of {found[name].n} answers'
+                f'(at most {allowed:g}) and in {found[name].others} of {found[name].n} answers'
             )
     return found
 
 
-def load(name: str) -> tuple[nn.Module, str | None]:
-    """The model of a name, or of a finished run's folder, and the data set that it is for. Raises `UserError`."""
+def load(name: str) -> tuple[nn.Module, str | None, dict[str, Any]]:
+    """The model of a name, or of a finished run's folder, the data set that it is for, and the run's recipe.
+
+    Raises `UserError`.
+    """
     if name and Path(name).is_dir():
         from .contents import read_run
 
         model, _, result = read_run(Path(name))
         cfg: Any = model.pretrained_cfg
-        size = (result.get('recipe') or {}).get('val_img_size')
+        recipe = result.get('recipe') or {}
+        size = recipe.get('val_img_size')
         cfg.update({key: result[key] for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')})
         cfg['label_names'] = list(result['classes'])
         if size:
             cfg['input_size'] = [cfg['input_size'][0], size, size]
-        return model.eval(), str(result['dataset'])
+        return model.eval(), str(result['dataset']), recipe
     from .predict import load_model
 
     model = load_model(name)
-    return model, getattr(model, 'pretrained_cfg', {}).get('tag') or None
+    return model, getattr(model, 'pretrained_cfg', {}).get('tag') or None, {}
 
 
 def folded(model: nn.Module) -> Forward:
@@ -118,25 +124,32 @@ def folded(model: nn.Module) -> Forward:
     return fold(model)
 
 
-def onnx_file(path: str | Path) -> Forward:
-    """The network in an ONNX file, on the CPU. Raises `UserError`: not there, no network, or no ONNX Runtime."""
-    try:
-        import onnxruntime
-    except ImportError:
-        raise UserError("--onnx needs ONNX Runtime: pip install 'nf-zoo[export]'") from None
-    if not Path(path).is_file():
-        raise UserError(f'{path}: no such file; `nf-zoo export` writes one')
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    except Exception as error:  # ONNX Runtime has a class of its own for each code
-        raise UserError(f'{path} is no ONNX file that runs: {str(error).splitlines()[0]}') from None
-    (entry, *_) = session.get_inputs()
-    batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+class OnnxFile:
+    """The network in an ONNX file, on the CPU, and how far its logits may be from the model's.
 
-    def run(x: Tensor) -> Tensor:
+    Raises `UserError`: not there, no network, or no ONNX Runtime.
+    """
+
+    def __init__(self, path: str | Path):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError("--onnx needs ONNX Runtime: pip install 'nf-zoo[export]'") from None
+        if not Path(path).is_file():
+            raise UserError(f'{path}: no such file; `nf-zoo export` writes one')
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+        except Exception as error:  # ONNX Runtime has a class of its own for each code
+            raise UserError(f'{path} is no ONNX file that runs: {str(error).splitlines()[0]}') from None
+        self.path = path
+        self.tolerance = SMALLER.get(self.session.get_modelmeta().custom_metadata_map.get('dtype'), TOLERANCE)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (entry, *_) = self.session.get_inputs()
         want, have = entry.shape[1:], list(x.shape[1:])
         if any(isinstance(w, int) and w != h for w, h in zip(want, have, strict=True)):
-            raise UserError(f'{path} takes images of {want} (channels, height, width), the data set gives {have}')
+            raise UserError(f'{self.path} takes images of {want} (channels, height, width), the data set gives {have}')
+        batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
         parts = x.cpu().numpy()
         rows = []
         for start in range(0, len(parts), batch or len(parts)):
@@ -144,10 +157,8 @@ def onnx_file(path: str | Path) -> Forward:
             n = len(part)
             if batch and n < batch:
                 part = part.repeat(-(-batch // n), 0)[:batch]
-            rows.append(torch.from_numpy(session.run(None, {entry.name: part})[0][:n]))
+            rows.append(torch.from_numpy(self.session.run(None, {entry.name: part})[0][:n]))
         return torch.cat(rows)
-
-    return run
 
 
 def draw_confusion(path: Path, score: Score, title: str) -> None:
@@ -191,16 +202,21 @@ def evaluate_command(
     device: str | None = None,
     fold: bool = False,
     onnx: str | None = None,
+    download: bool = False,
+    val_split: str | None = None,
 ) -> tuple[str, dict[str, Score]]:
     """The data set, and the scores of NAME or RUN ('') and of the forms asked for ('folded', the ONNX file's path)."""
-    model, known = load(name)
+    model, known, recipe = load(name)
+    if val_split:
+        recipe = recipe | {'val_split': val_split}
     dataset = dataset or known
     if not dataset:
         raise UserError(f"the weights of '{name}' name no data set; give one, such as --dataset cifar10")
     forms: dict[str, Forward] = {}
     if onnx:  # before the data is read: what can't work is said at once
-        forms[onnx] = onnx_file(onnx)
-    batches, classes = validation(model, dataset, data_dir, batch_size=batch_size, device=device)
+        forms[onnx] = OnnxFile(onnx)
+    options: dict[str, Any] = dict(batch_size=batch_size, device=device, download=download, recipe=recipe)
+    batches, classes = validation(model, dataset, data_dir, **options)
     if fold:
         forms['folded'] = folded(model)
     return dataset, score(model, batches, classes, forms)

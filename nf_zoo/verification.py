@@ -1,5 +1,6 @@
 """Checking published weights through: hashes, agreement of all that describes them, and the accuracy."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from .errors import CheckFailed, UserError
 from .places import known, parse, place
 from .schema import read_json
 from .weights import CARD, CONFIG, WEIGHTS, Folder, Weights, cfg_of, index, load, locate, open_folder
+
+_SPLIT = re.compile(r'[\w.:%+\[\]-]+')
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,15 @@ def _measure(folder: Folder, model: nn.Module, data_dir: str | Path) -> dict[str
     recorded = folder.manifest['metrics']
     if recorded.get('top1') is None:
         raise CheckFailed(f'{folder} has no recorded accuracy to compare with; publish it again with its metrics')
-    size = (folder.manifest.get('recipe') or {}).get('val_img_size')
+    recipe = folder.manifest.get('recipe') or {}
+    split = recipe.get('val_split', 'validation')
+    if not isinstance(split, str) or not _SPLIT.fullmatch(split) or '..' in split:  # a part of a path
+        raise CheckFailed(f'{folder}: {split!r} is no name of a split; `nf-zoo evaluate --val-split` takes any')
+    size = recipe.get('val_img_size')
     if type(size) is int and 0 < size <= 4096:  # of the images that the recorded accuracy is of
         cfg: Any = model.pretrained_cfg
         cfg['input_size'] = (cfg['input_size'][0], size, size)
-    measured = evaluate(model, folder.manifest['dataset'], data_dir)
+    measured = evaluate(model, folder.manifest['dataset'], data_dir, recipe=recipe)
     tolerance = folder.manifest.get('tolerance', {}).get('top1', 0.05)
     if measured['n'] != recorded.get('n') or not abs(measured['top1'] - recorded['top1']) <= tolerance:
         raise CheckFailed(

@@ -227,7 +227,7 @@ def locate(name: str, tag: str | None = None, place: Place | None = None) -> Fou
         places, names = search_path(), [f'{n}.{t}' for n, ts in known().items() for t in ts]
     else:
         name, tag = parse(f'{name}.{tag}' if tag is not None else name)
-        names, places = place.names(), [place]
+        names, places = place.contents() if tag is None else place.names(), [place]
         if tag is None:
             tag = next((n.partition('.')[2] for n in names if n.partition('.')[0] == name), None)
         found = Found(place, name, tag) if tag is not None and place.has(f'{name}.{tag}') else None

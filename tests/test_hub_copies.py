@@ -151,6 +151,15 @@ def test_verify_measures_image_folders(tmp_path: Path) -> None:
     )
     again = hub.verify(f'{NAME}.larger', tmp_path / 'data', tmp_path / 'hub').measured
     assert again == pytest.approx(larger) and again['loss'] != measured['loss']
+    (tmp_path / 'data/validation').rename(tmp_path / 'data/val')
+    hub.publish(model, tmp_path / 'hub', f'{NAME}.val', **facts | {'recipe': {'val_split': 'val'}})
+    assert hub.verify(f'{NAME}.val', tmp_path / 'data', tmp_path / 'hub').measured == pytest.approx(measured)
+    with pytest.raises(UserError, match='data/validation: no class folders'):
+        evaluate(model, 'folder', tmp_path / 'data')
+    hub.publish(model, tmp_path / 'hub', f'{NAME}.outside', **facts | {'recipe': {'val_split': '../data/val'}})
+    with pytest.raises(CheckFailed, match=r"'\.\./data/val' is no name of a split"):
+        hub.verify(f'{NAME}.outside', tmp_path / 'data', tmp_path / 'hub')
+    (tmp_path / 'data/val').rename(tmp_path / 'data/validation')
     (tmp_path / 'data/validation/dog').rename(tmp_path / 'data/validation/wolf')
     with pytest.raises(UserError, match='dog, wolf') as error:
         hub.verify(f'{NAME}.pets', tmp_path / 'data', tmp_path / 'hub')

@@ -13,7 +13,7 @@ from train_toys import run_toy, toys  # noqa: F401
 import nf_zoo
 from nf_zoo.cli import main
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.scoring import Score, load, onnx_file, score
+from nf_zoo.scoring import OnnxFile, Score, load, score
 from nf_zoo.train import evaluate
 
 pytestmark = pytest.mark.usefixtures('toys')
@@ -61,8 +61,8 @@ def test_a_run_is_evaluated_as_it_was_when_it_ended(run: Path, capsys: pytest.Ca
 
 
 def test_the_table_the_picture_and_the_onnx_file(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, dataset = load(str(run))
-    assert dataset == 'toys'
+    model, dataset, recipe = load(str(run))
+    assert dataset == recipe['dataset'] == 'toys'
     nf_zoo.export_onnx(model, tmp_path / 'net.onnx', input_size=(3, 16, 16))
     picture = tmp_path / 'confusion.png'
     options = ['--per-class', '--confusion', str(picture), '--onnx', str(tmp_path / 'net.onnx')]
@@ -72,17 +72,25 @@ def test_the_table_the_picture_and_the_onnx_file(run: Path, tmp_path: Path, caps
     assert picture.read_bytes().startswith(b'\x89PNG')
 
 
+def test_an_onnx_file_may_be_as_far_off_as_its_export_allows(run: Path, tmp_path: Path) -> None:
+    model = load(str(run))[0]
+    for dtype, tolerance in (('float32', 1e-3), ('float16', 1e-2)):
+        nf_zoo.export_onnx(model, tmp_path / dtype, input_size=(3, 16, 16), dtype=dtype)
+        assert OnnxFile(tmp_path / dtype).tolerance == tolerance
+        assert main(['evaluate', str(run), '--onnx', str(tmp_path / dtype)]) == 0
+
+
 def test_an_onnx_file_for_one_image_at_a_time_is_fed_one_by_one(run: Path, tmp_path: Path) -> None:
-    model, _ = load(str(run))
+    model, *_ = load(str(run))
     nf_zoo.export_onnx(model, tmp_path / 'one.onnx', input_size=(3, 16, 16), dynamic_batch=False)
     x = torch.randn(3, 3, 16, 16)
-    torch.testing.assert_close(onnx_file(tmp_path / 'one.onnx')(x), model(x).detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(OnnxFile(tmp_path / 'one.onnx')(x), model(x).detach(), rtol=1e-3, atol=1e-4)
     with pytest.raises(UserError, match=r'takes images of \[3, 16, 16\]'):
-        onnx_file(tmp_path / 'one.onnx')(torch.randn(1, 3, 32, 32))
+        OnnxFile(tmp_path / 'one.onnx')(torch.randn(1, 3, 32, 32))
 
 
 def test_a_form_that_differs_is_a_failed_check(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, _ = load(str(run))
+    model, *_ = load(str(run))
     batches = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))]
     with pytest.raises(CheckFailed, match=r'other differs from the model by .* of the largest logit .* of 4 answers'):
         score(model, batches, ['a', 'b', 'c'], {'other': lambda x: model(x) * 1.01})

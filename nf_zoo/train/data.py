@@ -67,7 +67,7 @@ def _cifar(kind: str, data_dir: str | Path | None, train: bool, download: bool) 
             raise UserError(f'{kind} could not be fetched into {data_dir}: {error}') from None
         raise UserError(
             f'no intact {kind} in {data_dir} (looked for {make.base_folder} there); '
-            f'point --data-dir at it, or add --dataset-download to fetch it'
+            f'point --data-dir at it, or fetch it: `nf-zoo evaluate` and `nf-zoo train` have --dataset-download'
         ) from None
     images = torch.from_numpy(np.ascontiguousarray(found.data)).permute(0, 3, 1, 2)
     return MemorySet(images, torch.tensor(found.targets), list(found.classes))
@@ -90,7 +90,7 @@ def _fashion_mnist(data_dir: str | Path | None, train: bool, download: bool) -> 
             raise UserError(f'fashion_mnist could not be fetched into {data_dir}: {error}') from None
         raise UserError(
             f'no intact fashion_mnist in {data_dir} (looked for {raw}); '
-            f'point --data-dir at it, or add --dataset-download to fetch it'
+            f'point --data-dir at it, or fetch it: `nf-zoo evaluate` and `nf-zoo train` have --dataset-download'
         ) from None
     for name, md5 in kind.resources:  # torchvision looks at them when it fetches them only
         if (raw / name).exists() and not check_integrity(str(raw / name), md5):

@@ -1,6 +1,6 @@
 """Scoring a model on a whole validation set."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from .folder import FolderData, open_folders
 from .named import StreamSet, open_named
 from .recipe import Recipe
 from .stream import StreamData
+
+READING = ('val_split', 'val_num_samples', 'input_key', 'target_key')  # keys of a recipe: what is read as validation
 
 
 @torch.inference_mode()
@@ -50,13 +52,15 @@ def evaluate(
     batch_size: int = 256,
     device: str | torch.device | None = None,
     download: bool = False,
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Score ``model`` on the validation split of a data set, as its cfg says.
 
     Returns top1 and top5 in percent, the mean cross-entropy ``loss`` and the number of images ``n``. The model stays
     where it is unless ``device`` is given. Raises `UserError` as `validation` does.
     """
-    batches, _ = validation(model, dataset, data_dir, batch_size=batch_size, device=device, download=download)
+    options: dict[str, Any] = dict(batch_size=batch_size, device=device, download=download, recipe=recipe)
+    batches, _ = validation(model, dataset, data_dir, **options)
     return accuracies(*totals(model, batches))
 
 
@@ -68,17 +72,20 @@ def validation(
     batch_size: int = 256,
     device: str | torch.device | None = None,
     download: bool = False,
+    recipe: Mapping[str, Any] | None = None,
 ) -> tuple[Iterable[Batch], list[str]]:
     """The validation batches of a data set as the model's cfg says, where the model is, and the names of the classes.
 
-    Takes the model to ``device`` if that is given. Raises `UserError` as `load_dataset`, `open_folders` and
+    Takes the model to ``device`` if that is given. Folders and timm's sets are read with those of ``READING`` that
+    ``recipe`` has. Raises `UserError` as `load_dataset`, `open_folders` and
     `open_named` do, and for folders that aren't the model's classes.
     """
     device = torch.device(device) if device else next(model.parameters()).device
     model.to(device)
     config = resolve_data_config(model=model)
     if not in_memory(dataset):
-        return _pictures(model, dataset, data_dir, batch_size, device, config, download)
+        reading = {key: value for key, value in (recipe or {}).items() if key in READING}
+        return _pictures(model, dataset, data_dir, batch_size, device, config, reading | {'dataset_download': download})
     found = load_dataset(dataset, data_dir, 'validation', download=download)
     channels = int(config['input_size'][0])
     if found.images.shape[1] == 1 and channels > 1:
@@ -103,19 +110,17 @@ def _pictures(
     batch_size: int,
     device: torch.device,
     config: dict[str, Any],
-    download: bool,
+    reading: dict[str, Any],
 ) -> tuple[Iterable[Batch], list[str]]:
-    options = {'data_dir': str(data_dir) if data_dir else None, 'dataset_download': download}
-    recipe = Recipe().with_options(
-        {'dataset': dataset, 'batch_size': batch_size, 'workers': 0, 'num_classes': model.num_classes, **options}
-    )
+    options = {'data_dir': str(data_dir) if data_dir else None, 'workers': 0, 'num_classes': model.num_classes}
+    recipe = Recipe().with_options(reading | options | {'dataset': dataset, 'batch_size': batch_size})
     if dataset == 'folder':
-        (images,) = open_folders(recipe.data_dir, 'validation')
+        (images,) = open_folders(recipe.data_dir, recipe.val_split)
     else:
-        images = open_named(recipe, 'validation')
+        images = open_named(recipe, recipe.val_split)
     classes = list(getattr(model, 'pretrained_cfg', {}).get('label_names') or images.classes)
     if classes != list(images.classes) and dataset == 'folder':
         odd = sorted(set(classes) ^ set(images.classes)) or ['in another order']
-        raise UserError(f'{data_dir}/validation has other classes than the model ({", ".join(odd[:5])})')
+        raise UserError(f'{data_dir}/{recipe.val_split} has other classes than the model ({", ".join(odd[:5])})')
     kind = StreamData if isinstance(images, StreamSet) else FolderData
     return kind(images, images, recipe, config, device).val_batches(), classes
