@@ -180,11 +180,8 @@ def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _one_image(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...]) -> Tensor:
-    """With moments that are Python's numbers: kernels for one number would cost as much as those for the features."""
-    flat = _flat(x)
-    mean, square = flat.sum().item() / len(flat), torch.dot(flat, flat).item() / len(flat)
-    var = square - mean * mean
-    if var < 1e-3 * square:  # rounding has taken digits
+    mean, var, exact = _numbers(x)
+    if not exact:
         return F.conv2d(_group_norm(x, 'sample', eps)[0], weight, bias, *conv)
     rstd = (var + eps) ** -0.5
     if _commutes(x, weight, conv):
@@ -203,8 +200,23 @@ def _is_watched() -> bool:
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed
 
 
+def _square(flat: Tensor) -> float:
+    return torch.dot(flat, flat).item() / len(flat)
+
+
 def _flat(x: Tensor) -> Tensor:
     return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).reshape(-1)
+
+
+def _numbers(x: Tensor) -> tuple[float, float, bool]:
+    """mu and sigma^2 of one image, and whether rounding has left sigma^2 its digits.
+
+    Python's numbers: kernels for one number would cost as much as those for the features.
+    """
+    flat = _flat(x)
+    mean, square = flat.sum().item() / len(flat), _square(flat)
+    var = square - mean * mean
+    return mean, var, not var < 1e-3 * square
 
 
 def defers(x: Tensor, convs: Sequence[nn.Module], act: nn.Module) -> bool:
@@ -233,18 +245,14 @@ def deferred(x: Tensor, convs: Sequence[nn.Conv2d]) -> tuple[Tensor, float]:
             z = z.relu_()
         weight, bias = conv.weight, conv.bias
         if isinstance(conv, InputNormConv2d):
-            flat, shift = _flat(z), None
-            n = len(flat)
-            mean, square = flat.sum().item() / n, torch.dot(flat, flat).item() / n
-            var = square - mean * mean
-            exact = var > 1e-3 * square  # else rounding has taken digits
-            if exact and weight.numel() < n and _is_pointwise(weight, conv.padding, conv.groups):
+            mean, var, exact = _numbers(z)
+            shift = None
+            if exact and weight.numel() < z.numel() and _is_pointwise(weight, conv.padding, conv.groups):
                 shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
             else:
                 z = z.sub_(mean) if mine else z - mean
             if not exact:
-                flat = _flat(z)
-                var = torch.dot(flat, flat).item() / n
+                var = _square(_flat(z))
             sigma = math.sqrt(var + conv.eps * sigma * sigma)
             if bias is not None:
                 bias = bias * sigma if shift is None else shift.add_(bias, alpha=sigma)

@@ -327,10 +327,13 @@ class PlainBlock(nn.Module):
             x = x + self.shift
         return x
 
-    def merge(self, h: Tensor, f: Tensor) -> Tensor:
+    def skipped(self, h: Tensor) -> Tensor:
         if self.skip is not None:
             h = self.skip * h
-        return f.add_(h)
+        return h
+
+    def merge(self, h: Tensor, f: Tensor) -> Tensor:
+        return f.add_(self.skipped(h))
 
 
 class PreBlock(PlainBlock):
@@ -367,6 +370,5 @@ class PostBlock(PlainBlock):
             convs = self.convs()
             if defers(z, convs, self.act_) and self.attn is self.gain is self.shift is None:
                 f, factor = deferred(z, convs)
-                h = h if self.skip is None else self.skip * h
-                return torch.add(h, f, alpha=factor, out=f).relu_()
+                return torch.add(self.skipped(h), f, alpha=factor, out=f).relu_()
         return self.act_(self.merge(h, self.branch(z)))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import CheckFailed, UserError
+from .export.onnx_file import TOLERANCE as ALLOWED
 from .files import write_whole
 from .train.evaluation import accuracies, validation
 
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order
-SMALLER = {'float16': 1e-2, 'int8': 0.25}  # an ONNX file with such weights, as its export allows
 Forward = Callable[[Tensor], Tensor]
 
 
@@ -142,7 +142,8 @@ class OnnxFile:
         except Exception as error:  # ONNX Runtime has a class of its own for each code
             raise UserError(f'{path} is no ONNX file that runs: {str(error).splitlines()[0]}') from None
         self.path = path
-        self.tolerance = SMALLER.get(self.session.get_modelmeta().custom_metadata_map.get('dtype'), TOLERANCE)
+        dtype = self.session.get_modelmeta().custom_metadata_map.get('dtype')
+        self.tolerance = max(TOLERANCE, ALLOWED.get(dtype, 0.0))
 
     def __call__(self, x: Tensor) -> Tensor:
         (entry, *_) = self.session.get_inputs()
