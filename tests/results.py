@@ -7,6 +7,7 @@ They come from the manifests of the bundled weights and from results/runs.csv, t
 import csv
 import io
 import json
+import re
 import statistics
 import sys
 from functools import cache
@@ -20,6 +21,8 @@ from nf_zoo.train.recipe import load_recipe
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / 'results' / 'runs.csv'
 COLUMNS = ['model', 'top1', 'top5', 'param_count', 'img_size', 'recipe', 'sha256']  # timm's, and the last two
+# A table's name, and for that of seeds its recipes.
+MARKED = re.compile(r'(<!-- make results: (\w+)([^\n]*) -->\n).*?(<!-- end -->)', re.DOTALL)
 RUN_COLUMNS = ['recipe', 'seed', 'top1', 'top5', 'loss', 'n', 'epochs', 'minutes', 'hardware', 'sha256']
 
 
@@ -108,12 +111,18 @@ def files() -> dict[Path, str]:
                 f'| `{row["model"]}` | {row["top1"]} % | {metrics["loss"]:.3f} | {metrics["n"]:,} '
                 f'| {manifest["seed"]} | {manifest["epochs"]} | {minutes:.0f} min | {manifest["hardware"]} |'
             )
-    tables = {'weights': weights, 'published': published, 'runs': _runs(), 'seeds': _seeds()}
+    tables = {'weights': weights, 'published': published, 'runs': _runs()}
+
+    def table_of(mark: re.Match[str]) -> str:
+        start, name, recipes, end = mark.groups()
+        table = '\n'.join(_seeds(recipes.split()) if name == 'seeds' else tables[name])
+        return f'{start}\n{table}\n\n{end}'
+
     for name in ('README.md', 'RESULTS.md'):
         text = (ROOT / name).read_text(encoding='utf-8')
-        for table_name, lines in tables.items():
-            text = _with_table(text, table_name, lines)
-        texts[ROOT / name] = text
+        if text.count('<!-- make results: ') != text.count('<!-- end -->'):
+            sys.exit(f'{name}: a <!-- make results: ... --> without its <!-- end -->')
+        texts[ROOT / name] = MARKED.sub(table_of, text)
     return texts
 
 
@@ -129,19 +138,18 @@ def _runs() -> list[str]:
     ]
 
 
-def _seeds() -> list[str]:
-    """A row for each recipe that was run with several seeds."""
-    recipes: dict[str, list[dict[str, str]]] = {}
-    for row in unpublished():
-        recipes.setdefault(row['recipe'], []).append(row)
+def _seeds(recipes: list[str]) -> list[str]:
+    """A row for each of ``recipes``, which were run with several seeds."""
     lines = ['| recipe | seeds | top-1, mean | lowest ... highest | loss, mean |', '|---|---|---|---|---|']
-    for recipe, runs in recipes.items():
-        if len(runs) > 1:
-            top1, loss = ([float(run[key]) for run in runs] for key in ('top1', 'loss'))
-            lines.append(
-                f'| [{Path(recipe).stem}]({recipe}) | {len(runs)} | {statistics.fmean(top1):.2f} % '
-                f'| {min(top1):.2f} ... {max(top1):.2f} % | {statistics.fmean(loss):.4f} |'
-            )
+    for name in recipes:
+        runs = [row for row in unpublished() if Path(row['recipe']).stem == name]
+        if len(runs) < 2:
+            sys.exit(f'{name}: results/runs.csv has no runs with several seeds')
+        top1, loss = ([float(run[key]) for run in runs] for key in ('top1', 'loss'))
+        lines.append(
+            f'| [{name}]({runs[0]["recipe"]}) | {len(runs)} | {statistics.fmean(top1):.2f} % '
+            f'| {min(top1):.2f} ... {max(top1):.2f} % | {statistics.fmean(loss):.4f} |'
+        )
     return lines
 
 
@@ -151,16 +159,6 @@ def _csv(table: list[dict[str, Any]], columns: list[str]) -> str:
     writer.writeheader()
     writer.writerows(table)
     return text.getvalue()
-
-
-def _with_table(text: str, name: str, lines: list[str]) -> str:
-    """``text`` with the table between its marks, if it has them."""
-    start, end = f'<!-- make results: {name} -->\n', '<!-- end -->'
-    head, mark, rest = text.partition(start)
-    _, closed, tail = rest.partition(end)
-    if mark and not closed:
-        sys.exit(f'there is no {end} after {start.strip()}')
-    return head + mark + '\n' + '\n'.join(lines) + '\n\n' + end + tail if mark else text
 
 
 if __name__ == '__main__':
