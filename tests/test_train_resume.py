@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         'model_ema_decay': 0.8,
         'grad_accum_steps': 2,
         'batch_size': 4,
-        'train_sizes': {0: 12, 1: 16},
+        'train_sizes': {0: 12, 1: 16, 9: 16, 18: 16},  # as JSON's keys 18 is before 9
         'clip_grad': 0.1,
         'clip_mode': 'agc',
     },

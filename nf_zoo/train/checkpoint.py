@@ -56,7 +56,8 @@ def _numbers(folder: Path) -> list[str]:
 
 
 def _hash(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    as_read = json.loads(json.dumps(body))  # where keys are strings: 18 before 9, which as numbers sort otherwise
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
