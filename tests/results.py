@@ -21,9 +21,9 @@ from nf_zoo.train.recipe import load_recipe
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / 'results' / 'runs.csv'
 COLUMNS = ['model', 'top1', 'top5', 'param_count', 'img_size', 'recipe', 'sha256']  # timm's, and the last two
+RUN_COLUMNS = ['recipe', 'seed', 'top1', 'top5', 'loss', 'n', 'epochs', 'minutes', 'hardware', 'sha256']
 # A table's name, and for that of seeds its recipes.
 MARKED = re.compile(r'(<!-- make results: (\w+)([^\n]*) -->\n).*?(<!-- end -->)', re.DOTALL)
-RUN_COLUMNS = ['recipe', 'seed', 'top1', 'top5', 'loss', 'n', 'epochs', 'minutes', 'hardware', 'sha256']
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
@@ -120,9 +120,9 @@ def files() -> dict[Path, str]:
 
     for name in ('README.md', 'RESULTS.md'):
         text = (ROOT / name).read_text(encoding='utf-8')
-        if text.count('<!-- make results: ') != text.count('<!-- end -->'):
+        texts[ROOT / name], found = MARKED.subn(table_of, text)
+        if found != text.count('<!-- make results: '):
             sys.exit(f'{name}: a <!-- make results: ... --> without its <!-- end -->')
-        texts[ROOT / name] = MARKED.sub(table_of, text)
     return texts
 
 
@@ -141,8 +141,9 @@ def _runs() -> list[str]:
 def _seeds(recipes: list[str]) -> list[str]:
     """A row for each of ``recipes``, which were run with several seeds."""
     lines = ['| recipe | seeds | top-1, mean | lowest ... highest | loss, mean |', '|---|---|---|---|---|']
+    known = unpublished()
     for name in recipes:
-        runs = [row for row in unpublished() if Path(row['recipe']).stem == name]
+        runs = [row for row in known if Path(row['recipe']).stem == name]
         if len(runs) < 2:
             sys.exit(f'{name}: results/runs.csv has no runs with several seeds')
         top1, loss = ([float(run[key]) for run in runs] for key in ('top1', 'loss'))
