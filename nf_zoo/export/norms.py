@@ -85,7 +85,9 @@ class _DeferredConv(nn.Module):
         var = (_mean(x * x) - mean * mean).relu() + self.eps * factor
         maps = torch.cat((mean, var.sqrt()), 1).expand(-1, -1, *x.shape[2:])
         conv = self.conv
-        return conv(x) + F.conv2d(maps, self.shift, None, conv.stride, conv.padding, conv.dilation), var
+        shift = F.conv2d(maps, self.shift, None, conv.stride, conv.padding, conv.dilation)
+        # ONNX Runtime lets the first of the two add, in place, where each thread finds what it has just written.
+        return shift + conv(x), var
 
 
 class _DeferringBlock(nn.Module):
