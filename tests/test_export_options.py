@@ -114,10 +114,10 @@ def test_any_height_and_width(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(('side', 'defer', 'attn'), [(7, True, None), (8, True, 'se'), (8, False, None)])
-def test_the_normalisation_for_onnx_is_exact(side: int, defer: bool, attn: str | None) -> None:
+def test_the_normalisation_in_means_is_exact(side: int, defer: bool, attn: str | None) -> None:
     """With strided, padded, widening and narrowing convolutions; a blank image is no division by 0."""
     folded = nf_zoo.fold(build('eunnet50', depths=(2, 2, 1, 1), attn_layer=attn)).double()
-    network = norms.for_onnx(folded, defer)
+    network = norms.in_means(folded, defer)
     kinds = Counter(type(m) for m in network.modules())
     assert kinds[norms._DeferredConv] == (11 if defer else 0) and kinds[norms._Norm] == (11 if defer else 22)
     assert not any(type(m).__module__ == norms.__name__ for m in folded.modules())
@@ -125,9 +125,11 @@ def test_the_normalisation_for_onnx_is_exact(side: int, defer: bool, attn: str |
     x[2] = 0.5
     torch.testing.assert_close(network(x), folded(x), atol=1e-9, rtol=1e-9)
     twice, x = nn.Sequential(folded.stages[1][1], folded.stages[1][1]), torch.randn(2, 512, 5, 5).double()
-    torch.testing.assert_close(norms.for_onnx(twice, defer)(x), twice(x), atol=1e-9, rtol=1e-9)
-    plain = norms.for_onnx(nf_zoo.fold(build()))
-    assert not any(isinstance(m, norms._Norm) for m in plain.modules())
+    assert norms.in_means(twice) is twice  # not known to be folded
+    twice.is_folded = True  # type: ignore[assignment]
+    torch.testing.assert_close(norms.in_means(twice, defer)(x), twice(x), atol=1e-9, rtol=1e-9)
+    plain = nf_zoo.fold(build())
+    assert norms.in_means(plain) is plain
 
 
 def test_traced_torchscript_and_pt2(tmp_path: Path) -> None:
@@ -156,6 +158,11 @@ def test_aoti(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), net(x), atol=1e-5, rtol=1e-5)
     assert json.loads(loaded.get_metadata()['nf_zoo.json'])['input_size'] == list(SIZE)
     assert report.nodes == 2 and list(tmp_path.iterdir()) == [path]
+    model = build('eunnet20_cifar', depths=(1, 1, 1))
+    report = export_aoti(model, path, input_size=SIZE)
+    assert report.ops['aten.mean.dim'] > 0 and not any('group_norm' in op for op in report.ops)
+    x = torch.randn(3, *SIZE)
+    torch.testing.assert_close(torch._inductor.aoti_load_package(str(path))(x), model(x), atol=1e-4, rtol=1e-4)
 
 
 def test_aoti_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

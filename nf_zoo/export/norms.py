@@ -1,10 +1,11 @@
-"""The normalisation of activations in the form that ONNX Runtime runs fastest.
+"""The normalisation of activations in the form that ONNX Runtime and AOTInductor run fastest.
+
+Of a block's convolutions only the last divides its input by sigma. The others give sigma times what they gave: ReLU
+lets a positive factor through, the next normalisation takes it away. What is left of theirs are two means, which
+AOTInductor takes in one pass, and a sum, which ONNX Runtime makes a part of a convolution.
 
 ONNX Runtime's convolutions, poolings, and sums and products of equal shapes work on channels in blocks; whatever else
-sees the features has them reordered and back. So the moments come from global pooling, and of a block's convolutions
-only the last divides its input by sigma. The others give sigma times what they gave: ReLU lets a positive factor
-through, the next normalisation takes it away. What is left of theirs is a sum, which ONNX Runtime makes a part of a
-convolution.
+sees the features has them reordered and back. So its means begin with a pooling (onnx_file.py).
 InstanceNormalization would be half the nodes, but slower with several images, and in the browser it loses digits.
 """
 
@@ -19,12 +20,12 @@ from ..input_norm import InputNormConv2d
 from ..plain import PostBlock, Standardize
 
 
-def for_onnx(network: nn.Module, defer: bool = True) -> nn.Module:
-    """``network`` with each normalisation over an image's C, H, W in that form; a copy if there is one.
+def in_means(network: nn.Module, defer: bool = True) -> nn.Module:
+    """A folded ``network`` with each normalisation over an image's C, H, W in that form; any other as it is.
 
     ``defer``: leave the division by sigma to the next normalisation, where there is one.
     """
-    if not any(map(_wanted, network.modules())):
+    if not hasattr(network, 'is_folded') or not any(map(_wanted, network.modules())):
         return network
     root = nn.ModuleList([deepcopy(network)])
     blocks: dict[nn.Module, nn.Module] = {}
@@ -48,7 +49,7 @@ def _wanted(module: nn.Module) -> bool:
 
 def _mean(x: Tensor) -> Tensor:
     """Of each image, (N, 1, 1, 1)."""
-    return x.mean((2, 3), keepdim=True).mean(1, keepdim=True)
+    return x.mean((1, 2, 3), keepdim=True)
 
 
 class _Norm(nn.Module):

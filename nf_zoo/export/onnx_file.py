@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import UserError, nearest
 from .case import Case, ExportReport, extra
 from .images import Images
-from .norms import for_onnx
+from .norms import in_means
 
 OPSET = 20
 ONNX_LIMIT = 2**31 - 1  # bytes of a protobuf message
@@ -65,7 +65,7 @@ def export_onnx(
     images = calibration if images is None else images
     case = Case(model, path, input_size, fold, tolerance, images, dynamic_batch, dynamic_size)
     # A convolution of what is normalised has a range that is the same for every image, and fits 8 bits.
-    network = for_onnx(case.network, defer=dtype != 'int8') if hasattr(case.network, 'is_folded') else case.network
+    network = in_means(case.network, defer=dtype != 'int8')
     proto = _to_onnx(case, network, dynamic_batch, dynamic_size)
     if dtype == 'float16':
         _halve(proto)
@@ -121,15 +121,18 @@ def _to_onnx(case: Case, network: nn.Module, dynamic_batch: bool, dynamic_size: 
 
 
 def _mean(x, dim: Sequence[int], keepdim: bool = False, dtype: int = -1):  # type: ignore[no-untyped-def]
-    """Means of each channel as a pooling, which ONNX Runtime does where its convolutions leave the features."""
+    """Means over height and width as a pooling, which ONNX Runtime does where its convolutions leave the features."""
     from onnxscript import opset20 as op
 
     rank = len(x.shape)
     axes = sorted(d % rank for d in dim)
-    if axes != list(range(2, rank)) or dtype != -1:
-        return op.ReduceMean(x, op.Constant(value_ints=axes), keepdims=keepdim)
-    y = op.GlobalAveragePool(x)
-    return y if keepdim else op.Flatten(y)
+    pixels = list(range(2, rank))
+    if dtype == -1 and axes == pixels:
+        y = op.GlobalAveragePool(x)
+        return y if keepdim else op.Flatten(y)
+    if dtype == -1 and axes == [1, *pixels] and keepdim:
+        x, axes = op.GlobalAveragePool(x), [1]
+    return op.ReduceMean(x, op.Constant(value_ints=axes), keepdims=keepdim)
 
 
 def _halve(proto: Any) -> None:

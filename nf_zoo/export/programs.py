@@ -15,6 +15,7 @@ from torch import nn
 
 from ..errors import UserError
 from .case import Case, ExportReport, outputs
+from .norms import in_means
 
 FACTS = 'nf_zoo.json'
 
@@ -65,7 +66,7 @@ def export_pt2(
     those of :func:`export_onnx`.
     """
     case = Case(model, path, input_size, fold, tolerance, images, dynamic_batch, dynamic_size)
-    program = _program(case, dynamic_batch, dynamic_size)
+    program = _program(case, case.network, dynamic_batch, dynamic_size)
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={FACTS: json.dumps(case.facts)})
     loaded = torch.export.load(io.BytesIO(file.getvalue())).module()
@@ -100,7 +101,7 @@ def export_aoti(
         get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError):
         raise UserError('AOTInductor needs a C++ compiler: install g++, or set CXX to one') from None
-    program = _program(case, dynamic_batch, dynamic_size)
+    program = _program(case, in_means(case.network), dynamic_batch, dynamic_size)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / 'model.pt2'
         options = {'aot_inductor.metadata': {FACTS: json.dumps(case.facts)}}
@@ -109,12 +110,12 @@ def export_aoti(
         return case.finish(package.read_bytes(), _calls(program), lambda x: outputs(loaded(x)))
 
 
-def _program(case: Case, dynamic_batch: bool, dynamic_size: bool) -> torch.export.ExportedProgram:
+def _program(case: Case, network: nn.Module, dynamic_batch: bool, dynamic_size: bool) -> torch.export.ExportedProgram:
     vary: dict[int, Any] = {0: torch.export.Dim('batch')} if dynamic_batch else {}
     if dynamic_size:
         vary |= dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
     try:
-        return torch.export.export(case.network, (case.inputs[0],), dynamic_shapes=(vary,))
+        return torch.export.export(network, (case.inputs[0],), dynamic_shapes=(vary,))
     except Exception as error:  # torch.export lets through whatever its tracing meets
         raise case.refuse(error) from None
 
