@@ -132,6 +132,19 @@ def test_the_normalisation_in_means_is_exact(side: int, defer: bool, attn: str |
     assert norms.in_means(plain) is plain
 
 
+def test_means_over_any_axes(tmp_path: Path) -> None:
+    """Height and width as a pooling, which takes no matrices."""
+
+    class Means(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x - x.mean((1, 2, 3), keepdim=True) + x.mean((1, 2, 3))[:, None, None, None] + x.mean(1, keepdim=True)
+            z = y.mean((2, 3)) + y.mean((2, 3), keepdim=True).flatten(1)
+            return z - z.mean(1, keepdim=True)
+
+    report = export_onnx(Means().eval(), tmp_path / 'model.onnx', input_size=SIZE, fold=False)
+    assert report.ops['GlobalAveragePool'] == 2 and report.ops['ReduceMean'] == 4  # equal nodes become one
+
+
 def test_traced_torchscript_and_pt2(tmp_path: Path) -> None:
     model = build()
     traced = export_torchscript(model, tmp_path / 'model.pt', input_size=SIZE, trace=True)

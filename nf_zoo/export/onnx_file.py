@@ -125,13 +125,13 @@ def _mean(x, dim: Sequence[int], keepdim: bool = False, dtype: int = -1):  # typ
     from onnxscript import opset20 as op
 
     rank = len(x.shape)
-    axes = sorted(d % rank for d in dim)
-    pixels = list(range(2, rank))
-    if dtype == -1 and axes == pixels:
-        y = op.GlobalAveragePool(x)
-        return y if keepdim else op.Flatten(y)
-    if dtype == -1 and axes == [1, *pixels] and keepdim:
-        x, axes = op.GlobalAveragePool(x), [1]
+    axes, pixels = sorted(d % rank for d in dim), list(range(2, rank))
+    if pixels and dtype == -1:
+        if axes == pixels:
+            y = op.GlobalAveragePool(x)
+            return y if keepdim else op.Flatten(y)
+        if axes == [1, *pixels] and keepdim:
+            x, axes = op.GlobalAveragePool(x), [1]
     return op.ReduceMean(x, op.Constant(value_ints=axes), keepdims=keepdim)
 
 
