@@ -5,7 +5,7 @@
 # make kit-test           install the runtimes of export/ (Debian's and npm's packages) and a mirror of the Hub, run their tests
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make recipes TRAIN_PY=FILE [RECIPES='cifar10/*']   timm's own train.py on our recipes, on a few pictures
-# make golden             rewrite nf_zoo/models.json after a deliberate change
+# make golden             rewrite nf_zoo/analysis/models.json after a deliberate change
 # make results [RUNS='DIR DIR']   write results/*.csv and the tables of README and RESULTS from the bundled weights; add runs
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
@@ -53,16 +53,16 @@ kit-test: $(STAMP)
 	$(if $(DATA),NF_ZOO_DATA='$(abspath $(DATA))') $(BIN)/python -m pytest -q -m kit
 
 contract: $(STAMP)
-	$(BIN)/python tests/contract.py '$(FAMILY)' -n$(JOBS)
+	$(BIN)/python tools/contract.py '$(FAMILY)' -n$(JOBS)
 
 recipes: $(STAMP)
-	$(BIN)/python tests/timm_train.py '$(TRAIN_PY)' '$(RECIPES)'
+	$(BIN)/python tools/timm_train.py '$(TRAIN_PY)' '$(RECIPES)'
 
 golden: $(STAMP)
-	$(BIN)/python -m tests.golden
+	$(BIN)/python -m tools.golden
 
 results: $(STAMP)
-	$(BIN)/python -m tests.results $(RUNS)
+	$(BIN)/python -m tools.results $(RUNS)
 
 clean:
 	rm -rf .venv build dist demo-output export/*/node_modules export/cpp/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

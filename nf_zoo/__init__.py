@@ -28,7 +28,8 @@ BN          plain, no bias         batch normalization          h + F (the contr
 import importlib
 from typing import Any
 
-from . import (
+from .folding.network import fold
+from .models import (  # noqa: F401 (importing a page registers its models)
     bn_resnet,
     convshort,
     dm_nf_regnet,
@@ -41,8 +42,7 @@ from . import (
     skipinit,
     weight_norm,
 )
-from .fold import fold  # the function; as a lazy name it would give way to the module of that name
-from .registry import list_models
+from .net.registry import list_models
 
 __version__ = '0.1.0'
 
@@ -53,28 +53,20 @@ _LAZY = {
     'publish': 'hub',
     'fetch': 'hub',
     'verify': 'hub',
-    'signal_propagation': 'signal',
+    'signal_propagation': 'analysis',
 }
+_PACKAGES = ('analysis', 'bench', 'export', 'hub', 'inference', 'train')
 
-__all__ = [
-    'bn_resnet',
-    'convshort',
-    'dm_nf_regnet',
-    'dm_nf_resnet',
-    'eunnet',
-    'fixup',
-    'fold',
-    'list_models',
-    'nf_regnet',
-    'nf_resnet',
-    'rescalenet',
-    'skipinit',
-    'weight_norm',
-    *_LAZY,
-]
+__all__ = ['fold', 'list_models', *_LAZY, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(importlib.import_module(f'.{_LAZY[name]}', __name__), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f'.{name}', __name__)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, '__version__'])

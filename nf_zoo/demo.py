@@ -24,7 +24,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from .errors import CheckFailed, UserError
-from .registry import list_models
+from .net.registry import list_models
 
 MODEL, TAG = 'eunnet20_cifar', 'digits'
 RECIPE = Path(__file__).parent.parent / 'configs' / 'digits' / f'{MODEL}.yaml'
@@ -56,7 +56,7 @@ def evaluate_bundled(data_dir: str) -> None:
 
 def fine_tune(output: Path, steps: Steps) -> None:
     """The first process: CIFAR-10's weights in, weights for digits out, into output/hub."""
-    from .hub import publish
+    from .hub.publishing import publish
     from .train import load_recipe, train
 
     with steps('fine-tune on the digits'):
@@ -70,7 +70,7 @@ def deploy(output: Path, steps: Steps) -> dict[str, Any]:
     import onnxruntime
 
     from .export import export_onnx
-    from .fold import fold
+    from .folding.network import fold
     from .train import load_dataset
 
     digits = load_dataset('digits', None, 'validation')

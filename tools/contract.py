@@ -1,4 +1,4 @@
-"""timm's own model tests, of the installed release, run on our models: `python tests/contract.py ['eunnet*' ...]`.
+"""timm's own model tests, of the installed release, run on our models: `python tools/contract.py ['eunnet*' ...]`.
 
 timm's wheel has no tests, so its source archive is fetched, and its `timm` folder deleted: the installed package is
 what gets tested. The file is also the pytest plugin that restricts those tests to our names.
@@ -61,7 +61,7 @@ def main() -> int:
             print(f'nf-zoo: error: no model matches {pattern!r}; `nf-zoo list` shows the names', file=sys.stderr)
             return 2
     options = [arg for arg in sys.argv[1:] if arg.startswith('-')]
-    paths = os.pathsep.join(filter(None, [str(ROOT / 'tests'), os.environ.get('PYTHONPATH')]))
+    paths = os.pathsep.join(filter(None, [str(ROOT / 'tools'), os.environ.get('PYTHONPATH')]))
     command = [sys.executable, '-m', 'pytest', '-p', 'contract', '-p', 'no:cacheprovider', '-q', 'tests/test_models.py']
     return subprocess.run([*command, *options], cwd=fetch(), env=os.environ | {'PYTHONPATH': paths}).returncode
 

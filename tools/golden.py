@@ -1,9 +1,9 @@
-"""Writes nf_zoo/models.json, parameters and multiply-accumulates of every name, anew (``make golden``)."""
+"""Writes nf_zoo/analysis/models.json, parameters and multiply-accumulates of every name, anew (``make golden``)."""
 
 import json
 
 import nf_zoo
-from nf_zoo.catalogue import SIZES, measure
+from nf_zoo.analysis.catalogue import SIZES, measure
 
 if __name__ == '__main__':
     sizes = {name: measure(name) for name in nf_zoo.list_models()}

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nf_zoo.catalogue import facts
-from nf_zoo.places import BUNDLED
+from nf_zoo.analysis.catalogue import facts
+from nf_zoo.hub.places import BUNDLED
 from nf_zoo.train.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,4 +1,4 @@
-"""timm's own train.py, unmodified, on our recipes: `python tests/timm_train.py TRAIN_PY ['cifar10/fixup*' ...]`.
+"""timm's own train.py, unmodified, on our recipes: `python tools/timm_train.py TRAIN_PY ['cifar10/fixup*' ...]`.
 
 No package of timm's has that file: it comes from its repository, at the tag of the installed release. Each recipe
 trains for an epoch (and its warm-up, where that comes on top) on a few small pictures of noise in two classes.

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from . import weights
-from .errors import UserError, nearest
-from .registry import list_models
+from ..errors import UserError, nearest
+from ..hub import weights
+from ..net.registry import list_models
 
 SIZES = Path(__file__).with_name('models.json')  # {name: {params, macs}}; a test measures each of them again
 
@@ -56,7 +56,7 @@ def facts(name_tag: str) -> dict[str, Any]:
     Raises:
         UserError: no registered name.
     """
-    from .predict import load_model
+    from ..inference.predict import load_model
 
     if ':' in name_tag:
         raise UserError(f"'{name_tag}' is not a registered name (`nf-zoo list` shows them)")

@@ -13,13 +13,13 @@ from timm.optim import create_optimizer_v2, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import AverageMeter
 
-from .bench import Row, interleaved
-from .train import build, memory
-from .train.data import MemorySet
-from .train.engine import Run
-from .train.folder import MemoryPictures
-from .train.progress import StopSignal
-from .train.recipe import Recipe
+from ..train import allocator, build
+from ..train.data.folder import MemoryPictures
+from ..train.data.memory import MemorySet
+from ..train.engine import Run
+from ..train.progress import StopSignal
+from ..train.recipe import Recipe
+from .measure import Row, interleaved
 
 # configs/cifar10/eunnet20_cifar.yaml, as far as an epoch's time depends on it.
 RECIPE: dict[str, Any] = dict(
@@ -68,7 +68,7 @@ def _engine(run: Run) -> Callable[[], object]:
     def epoch() -> None:
         run.updates = 0
         run.model.train()
-        with StopSignal() as stop, memory.kept():
+        with StopSignal() as stop, allocator.kept():
             run.train_epoch(0, stop)
 
     return epoch

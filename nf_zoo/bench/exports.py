@@ -21,13 +21,13 @@ import torch
 from timm.models import nfnet
 from torch import Tensor, nn
 
-from .bench import Row, floor_of, interleaved
-from .bench_kits import bench_kits
-from .errors import UserError
-from .export import ExportReport, export_aoti, export_onnx, export_pt2, export_torchscript
-from .export.case import extra
-from .export.survey import randomize
-from .fold import fold
+from ..errors import UserError
+from ..export import ExportReport, export_aoti, export_onnx, export_pt2, export_torchscript
+from ..export.case import extra
+from ..export.survey import randomize
+from ..folding.network import fold
+from .kits import bench_kits
+from .measure import Row, floor_of, interleaved
 
 Run = Callable[[Tensor], object]
 TOLERANCE = 1e-4

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .bench import Row
+from .measure import Row
 
-KITS = Path(__file__).parent.parent / 'export'
+KITS = Path(__file__).parents[2] / 'export'
 PICTURES = 9
 
 # From the start to the first answer, and to the last, in seconds.
@@ -31,7 +31,7 @@ Program = Callable[[Sequence[Path]], tuple[float, float]]
 
 _EAGER = """
 import sys, time, nf_zoo, timm
-from nf_zoo.predict import predict
+from nf_zoo.inference.predict import predict
 from safetensors.torch import load_file
 name, weights, *images = sys.argv[1:]
 model = timm.create_model(name)

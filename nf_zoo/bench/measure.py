@@ -18,10 +18,10 @@ from timm.models import nfnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .convs import plain_conv
-from .errors import UserError, nearest
-from .input_norm import InputNormConv2d
-from .plain import Standardize
+from ..errors import UserError, nearest
+from ..folding.blocks import Standardize
+from ..layers.input_norm import InputNormConv2d
+from ..layers.std_conv import plain_conv
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class _Plain(nn.Module):
 
 def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20) -> list[Row]:
     """One epoch of the training engine and of a bare loop over the same model and batches, in turn."""
-    from .train import memory
-    from .train.data import MemorySet
-    from .train.engine import Run
-    from .train.progress import StopSignal
-    from .train.recipe import Recipe
+    from ..train import allocator
+    from ..train.data.memory import MemorySet
+    from ..train.engine import Run
+    from ..train.progress import StopSignal
+    from ..train.recipe import Recipe
 
     n = steps * 128
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
@@ -129,7 +129,7 @@ def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-        with memory.kept():  # for both, as in a run
+        with allocator.kept():  # for both, as in a run
             times = interleaved({'engine': engine, 'loop': loop}, rounds)
     return [Row(f'{model}: training step', 'bare loop', times['engine'] / steps, times['loop'] / steps, 'ms')]
 
@@ -139,7 +139,7 @@ def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20
 
 def bench_inference(rounds: int = 15) -> list[Row]:
     """Folded nf_resnet50 against timm's, and EUNNet-50 against its floor, at batch 1 and 8."""
-    from .fold import fold
+    from ..folding.network import fold
 
     nf, eun = timm.create_model('nf_resnet50').eval(), timm.create_model('eunnet50').eval()
     folded = fold(eun)
@@ -206,13 +206,13 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
 
 
 def _bench_export() -> list[Row]:
-    from .bench_export import bench_export
+    from .exports import bench_export
 
     return bench_export()
 
 
 def _epoch() -> list[Row]:
-    from .bench_epoch import bench_epoch
+    from .epoch import bench_epoch
 
     return bench_epoch()
 

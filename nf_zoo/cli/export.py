@@ -62,7 +62,7 @@ def export(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, kind: str, model: Any, path: Path) -> Any:
     """One export with the options that its format has. Raises UserError: one that it doesn't have."""
-    from . import export_aoti, export_onnx, export_pt2, export_torchscript
+    from ..export import export_aoti, export_onnx, export_pt2, export_torchscript
 
     given: dict[str, Any] = dict(input_size=args.input_size, fold=args.fold, images=args.images)
     if args.tolerance is not None:
@@ -82,14 +82,14 @@ def run(args: argparse.Namespace, kind: str, model: Any, path: Path) -> Any:
 
 
 def _load(args: argparse.Namespace) -> Any:
-    from ..predict import load_model
+    from ..inference.predict import load_model
 
     return load_model(args.name, args.pretrained)
 
 
 def _all(args: argparse.Namespace, kind: str) -> None:
-    from ..registry import list_models
-    from .survey import survey
+    from ..export.survey import survey
+    from ..net.registry import list_models
 
     pattern = args.name or '*'
     names = list_models(pattern)

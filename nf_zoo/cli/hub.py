@@ -5,36 +5,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .files import write_whole
-from .table import columns
+from ..errors import UserError
+from ..files import write_whole
+from ..text import columns
 
 NAME = dict(metavar='NAME', help='a model name, such as eunnet20_cifar, or with a tag, such as eunnet20_cifar.cifar10')
 
 
 def _publish(args: argparse.Namespace) -> None:
-    from .hub import publish
+    from ..hub.publishing import publish
 
     options = {key: getattr(args, key) for key in ('replace', 'private', 'dry_run', 'dtype', 'license')}
     print(publish(args.source, args.to, args.name, **options), *(['(dry run: nothing written)'] * args.dry_run))
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from .hub import fetch
+    from ..hub.publishing import fetch
 
     print(fetch(args.name, args.hub))
 
 
 def _verify(args: argparse.Namespace) -> int | None:
-    from .hub import verify
-    from .verification import verify_all
+    from ..hub.publishing import verify
+    from ..hub.verification import verify_all
 
     if bool(args.name) == args.all:
         raise UserError('give a NAME, or --all for a whole hub')
     if args.name:
         print(verify(args.name, args.data_dir, args.hub))
         return None
-    from .listing import percent, plain
+    from ..hub.listing import percent, plain
 
     rows, failed = [], 0
     for name_tag, found in verify_all(args.hub, args.data_dir):
@@ -49,7 +49,7 @@ def _verify(args: argparse.Namespace) -> int | None:
 
 
 def _hub(args: argparse.Namespace) -> int | None:
-    from .listing import as_csv, as_html, as_table, list_hub
+    from ..hub.listing import as_csv, as_html, as_table, list_hub
 
     rows = list_hub(args.hub)
     for path, content in ((args.csv, as_csv), (args.html, as_html)):

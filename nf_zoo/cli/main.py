@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .errors import CheckFailed, Parser, UserError, nearest
-from .hub_commands import COMMANDS as HUB_COMMANDS
-from .hub_commands import NAME
-from .table import columns
+from .. import __version__
+from ..errors import CheckFailed, Parser, UserError, nearest
+from ..text import columns
+from .hub import COMMANDS as HUB_COMMANDS
+from .hub import NAME
 
 
 def _list(args: argparse.Namespace) -> None:
-    from .catalogue import rows
+    from ..analysis.catalogue import rows
 
     table = rows(args.filter, args.pretrained)
     if args.json:
@@ -38,7 +38,7 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from .catalogue import facts as facts_of
+    from ..analysis.catalogue import facts as facts_of
 
     facts = facts_of(args.name)
     if args.json:
@@ -55,13 +55,13 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _train(argv: Sequence[str]) -> int | None:
-    from .train import main as train
+    from ..train import main as train
 
     return train(argv)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .scoring import draw_confusion, evaluate_command
+    from ..inference.scoring import draw_confusion, evaluate_command
 
     dataset, scores = evaluate_command(
         args.name,
@@ -97,7 +97,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from .train.compare import as_json, draw, read_runs, table
+    from ..train.compare import as_json, draw, read_runs, table
 
     runs = read_runs(args.runs)
     if args.output:
@@ -106,7 +106,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from .predict import predict
+    from ..inference.predict import predict
 
     rows = predict(args.name, args.images, args.top)
     if args.json:
@@ -124,14 +124,14 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from .export.command import export
+    from .export import export
 
     export(args)
 
 
 def _signal(args: argparse.Namespace) -> None:
-    from .predict import load_model
-    from .signal import BlockSignal, signal_propagation
+    from ..analysis.signal import BlockSignal, signal_propagation
+    from ..inference.predict import load_model
 
     rows = signal_propagation(load_model(args.name, args.pretrained))
     if args.json:
@@ -145,7 +145,7 @@ def _signal(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .bench import bench
+    from ..bench.measure import bench
 
     print(*bench(args.what), sep='\n')
 
@@ -217,7 +217,7 @@ def _predict_options(add: Callable[..., Any]) -> None:
 
 
 def _export_options(add: Callable[..., Any]) -> None:
-    from .export.command import options
+    from .export import options
 
     options(add, _count)
 
@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.filename:
             text = f'{error.filename}: {error.strerror}'
         if 'huggingface_hub' in sys.modules:
-            from .hf_calls import redact
+            from ..hub.huggingface import redact
 
             text = redact(text)
         print(f'nf-zoo: error: {" ".join(text.split())}', file=sys.stderr)

@@ -6,9 +6,9 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from ..errors import Parser
-from .progress import Interrupted
-from .recipe import add_options, load_recipe
-from .start import train
+from ..train.progress import Interrupted
+from ..train.recipe import add_options, load_recipe
+from ..train.start import train
 
 _EXAMPLE = """example:
   nf-zoo train configs/cifar10/eunnet20_cifar.yaml --data-dir data --output runs/eunnet20
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dry_run = options.pop('dry_run')
     recipe = load_recipe(options.pop('recipe'), options)
     if dry_run:
-        from .plan import describe
+        from ..train.plan import describe
 
         for line in describe(recipe):
             print(line, flush=True)

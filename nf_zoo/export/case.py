@@ -15,12 +15,12 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from .. import weights
 from ..errors import CheckFailed, UserError
 from ..files import tensor_bytes, write_whole
-from ..fold import fold as fold_model
-from ..predict import class_names
-from ..registry import list_models
+from ..folding.network import fold as fold_model
+from ..hub import weights
+from ..inference.predict import class_names
+from ..net.registry import list_models
 from .images import Images
 
 BATCHES = (2, 1, 5)  # images at once in the comparison; the exporters see the first

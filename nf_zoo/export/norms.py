@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..convs import plain_conv
-from ..input_norm import InputNormConv2d
-from ..plain import PostBlock, Standardize
+from ..folding.blocks import PostBlock, Standardize
+from ..layers.input_norm import InputNormConv2d
+from ..layers.std_conv import plain_conv
 
 
 def in_means(network: nn.Module, defer: bool = True) -> nn.Module:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..cli.export import SUFFIXES, run
 from ..errors import CheckFailed, UserError
-from ..predict import load_model
-from .command import SUFFIXES, run
+from ..inference.predict import load_model
 
 SIDE = 64  # pixels at most: the graph is the same, and the largest networks are done in seconds
 

@@ -10,9 +10,9 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .convs import plain_conv
-from .input_norm import InputNormConv2d, deferred, defers, standardize
-from .net import PadShortcut
+from ..layers.input_norm import InputNormConv2d, deferred, defers, standardize
+from ..layers.std_conv import plain_conv
+from ..net.network import PadShortcut
 
 Act = Callable[..., nn.Module]
 Convs = tuple[nn.Module, nn.Module, nn.Module | None]

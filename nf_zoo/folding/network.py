@@ -12,11 +12,11 @@ from timm.models.nfnet import GammaAct, NormFreeBlock, NormFreeNet
 from timm.utils.model import reparameterize_model
 from torch import nn
 
-from .convs import WeightConv2d
-from .errors import UserError
-from .input_norm import InputNormConv2d
-from .net import Bias, ResNet
-from .plain import PlainBlock, PreBlock, Shift, add_bias, affine, normed, scale_input, scale_output, then_affine
+from ..errors import UserError
+from ..layers.input_norm import InputNormConv2d
+from ..layers.std_conv import WeightConv2d
+from ..net.network import Bias, ResNet
+from .blocks import PlainBlock, PreBlock, Shift, add_bias, affine, normed, scale_input, scale_output, then_affine
 from .timm_blocks import StdConv, plain_act, plain_block, plain_std_conv
 
 

@@ -10,8 +10,8 @@ from timm.layers.create_act import _ACT_FN_DEFAULT, create_act_layer
 from timm.models.nfnet import GammaAct, NormFreeBlock
 from torch import nn
 
-from .convs import plain_conv, standardized
-from .plain import PreBlock, attended, scale_input
+from ..layers.std_conv import plain_conv, standardized
+from .blocks import PreBlock, attended, scale_input
 
 StdConv: TypeAlias = StdConv2d | StdConv2dSame | ScaledStdConv2d | ScaledStdConv2dSame
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from .errors import CheckFailed, UserError
+from ..errors import CheckFailed, UserError
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')

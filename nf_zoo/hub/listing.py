@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckFailed, UserError
+from ..errors import CheckFailed, UserError
+from ..text import columns
 from .places import place
-from .table import columns
 from .weights import Found, open_folder, parse
 
 _PAGE = Path(__file__).with_name('listing.html')

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .contents import Contents
-from .errors import UserError
-from .hf_calls import hf_errors, patient
+from ..errors import UserError
+from .huggingface import hf_errors, patient
+from .package import Contents
 from .places import MANIFEST, HfPlace
 from .schema import read_json
 

@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..errors import CheckFailed, UserError, nearest
+from ..files import tensor_bytes
 from . import card
-from .errors import CheckFailed, UserError, nearest
-from .files import tensor_bytes
-from .hf_calls import has_token
+from .huggingface import has_token
 from .places import MANIFEST, DirPlace, parse, readable
 from .schema import FORMAT, read_json
 from .weights import CARD, CONFIG, WEIGHTS, Folder, Found, locate, open_folder, parse_config

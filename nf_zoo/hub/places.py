@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from .errors import UserError, nearest
-from .hf_calls import hf_errors, patient
+from ..errors import UserError, nearest
+from .huggingface import hf_errors, patient
 from .schema import read_json, short
 
 _logger = logging.getLogger(__name__)

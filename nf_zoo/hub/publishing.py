@@ -18,10 +18,10 @@ from typing import Any
 
 from torch import nn
 
-from .contents import Contents, gather, json_bytes
-from .errors import CheckFailed, UserError
-from .files import write_whole
+from ..errors import CheckFailed, UserError
+from ..files import write_whole
 from .organization import commit
+from .package import Contents, gather, json_bytes
 from .places import BUNDLED, MANIFEST, DirPlace, HfPlace, index, parse, place
 from .verification import VerifyReport, verify
 from .weights import CONFIG, INDEX_CFG, Folder, Found, locate, open_folder, parse_config

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from timm.models.nfnet import NfCfg
 
-from .errors import UserError, nearest
+from ..errors import UserError, nearest
 
 FORMAT = 1  # of manifest.json
 FILE_LIMIT = 16 << 30  # bytes

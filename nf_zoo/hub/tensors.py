@@ -14,7 +14,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 from .schema import FILE_LIMIT, read_json, short
 
 _DTYPES = {

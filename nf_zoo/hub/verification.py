@@ -9,8 +9,8 @@ from typing import Any
 import timm
 from torch import nn
 
+from ..errors import CheckFailed, UserError
 from . import card
-from .errors import CheckFailed, UserError
 from .places import known, parse, place
 from .schema import read_json
 from .weights import CARD, CONFIG, WEIGHTS, Folder, Weights, cfg_of, index, load, locate, open_folder
@@ -120,7 +120,7 @@ def _agree(folder: Folder, weights: Weights, model: nn.Module) -> None:
 
 
 def _measure(folder: Folder, model: nn.Module, data_dir: str | Path) -> dict[str, float]:
-    from .train import evaluate
+    from ..train import evaluate
 
     recorded = folder.manifest['metrics']
     if recorded.get('top1') is None:

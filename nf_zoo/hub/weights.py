@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..errors import CheckFailed, UserError, nearest
 from . import tensors
-from .errors import CheckFailed, UserError, nearest
-from .hf_calls import Unreachable
+from .huggingface import Unreachable
 from .places import (
     BUNDLED,
     MANIFEST,

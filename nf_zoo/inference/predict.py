@@ -14,8 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 from torch import nn
 
-from .errors import UserError, nearest
-from .registry import list_models
+from ..errors import UserError, nearest
+from ..net.registry import list_models
 
 # Pillow also reads formats that start other programs (EPS); an image from outside may only be one of these.
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF')

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import CheckFailed, UserError
-from .export.onnx_file import TOLERANCE as ALLOWED
-from .files import write_whole
-from .train.evaluation import accuracies, validation
+from ..errors import CheckFailed, UserError
+from ..export.onnx_file import TOLERANCE as ALLOWED
+from ..files import write_whole
+from ..train.evaluation import accuracies, validation
 
 TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order
 Forward = Callable[[Tensor], Tensor]
@@ -101,7 +101,7 @@ def load(name: str) -> tuple[nn.Module, str | None, dict[str, Any]]:
     Raises `UserError`.
     """
     if name and Path(name).is_dir():
-        from .contents import read_run
+        from ..hub.package import read_run
 
         model, _, result = read_run(Path(name))
         cfg: Any = model.pretrained_cfg
@@ -119,7 +119,7 @@ def load(name: str) -> tuple[nn.Module, str | None, dict[str, Any]]:
 
 
 def folded(model: nn.Module) -> Forward:
-    from .fold import fold
+    from ..folding.network import fold
 
     return fold(model)
 

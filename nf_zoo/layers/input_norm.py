@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convs import FactorConv2d
-from .errors import UserError, nearest
+from ..errors import UserError, nearest
+from .std_conv import FactorConv2d
 
 NORMS = ('sample', 'tensor', 'l2')
 

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layout import Layout, Site, cifar, cifar_wide, cifar_wide_basic, conv_shape
-from .net import PadShortcut, ResNet, drop_path, squeeze_excite
-from .plain import PostBlock, PreBlock, affine, normed
-from .registry import CIFAR, register
+from ..folding.blocks import PostBlock, PreBlock, affine, normed
+from ..net.layout import Layout, Site, cifar, cifar_wide, cifar_wide_basic, conv_shape
+from ..net.network import PadShortcut, ResNet, drop_path, squeeze_excite
+from ..net.registry import CIFAR, register
 
 
 class BNBlock(nn.Module):

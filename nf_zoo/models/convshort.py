@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, nearest
-from .layout import Site, cifar_wide, cifar_wide_basic, conv_shape, imagenet, imagenet_basic
-from .net import ResNet, drop_path, squeeze_excite
-from .plain import PreBlock
-from .registry import CIFAR, IMAGENET, register
+from ..errors import UserError, nearest
+from ..folding.blocks import PreBlock
+from ..net.layout import Site, cifar_wide, cifar_wide_basic, conv_shape, imagenet, imagenet_basic
+from ..net.network import ResNet, drop_path, squeeze_excite
+from ..net.registry import CIFAR, IMAGENET, register
 
 C = 0.5**0.5
 

@@ -4,9 +4,8 @@ unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 4 and 6, appendices
 .. math:: x_l = h(x_{l-1}) + \alpha g_l F_l(z), \qquad z = \beta_l \gamma\, a(x_{l-1}), \quad
           \beta_l = (1 + n \alpha^2)^{-1/2}
 
-NF-ResNet's block in the same form (see :mod:`nf_zoo.dm_nf_resnet`) with SiLU, an inverted bottleneck, a grouped 3x3
-convolution and squeeze-and-excite, times 2, in the middle of F. Stem 3x3; every stage starts with a transition block,
-whose shortcut h is average pooling and a 1x1 convolution of z; a last 1x1 convolution widens the features before the
+NF-ResNet's block in the same form (see :mod:`.dm_nf_resnet`) with SiLU, an inverted bottleneck, a grouped 3x3
+convolution and squeeze-and-excite, times 2, in the middle of F. Stem 3x3; every stage starts with a transition block, whose shortcut h is average pooling and a 1x1 convolution of z; a last 1x1 convolution widens the features before the
 activation and the head.
 
 Init: as there. The average pooling then quarters the variance at each transition, which beta does not count (B.4).
@@ -23,13 +22,13 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import WSConv2d
+from ..folding.blocks import PreBlock, attended
+from ..layers.std_conv import WSConv2d
+from ..net.layout import Site, regnet
+from ..net.network import drop_path, pooled_projection, shortcut, squeeze_excite
+from ..net.registry import IMAGENET, register
 from .dm_nf_resnet import ALPHA, DMNFResNet, GammaAct, fuse_gamma
-from .layout import Site, regnet
-from .net import drop_path, pooled_projection, shortcut, squeeze_excite
 from .nf_regnet import SIZES
-from .plain import PreBlock, attended
-from .registry import IMAGENET, register
 
 
 class DMRegBlock(nn.Module):

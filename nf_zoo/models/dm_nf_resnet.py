@@ -11,8 +11,8 @@ convolution of z. alpha = 0.2; gamma a has variance 1 for N(0, 1), and stands be
 Init: g = 0, so that the network starts as the identity path; weights N(0, 1 / fan-in) (the standardisation makes it
 immaterial), biases 0, classifier 0 (appendix D; DeepMind's NF-ResNet draws it from N(0, 0.01)).
 
-:mod:`nf_zoo.nf_resnet` is the same method in timm's form, faster because its constants are in the weights. Padding is
-symmetric, as appendix D's; DeepMind's code pads one side where a stride meets an even size, so with its weights the
+:mod:`.nf_resnet` is the same method in timm's form, faster because its constants are in the weights. Padding
+is symmetric, as appendix D's; DeepMind's code pads one side where a stride meets an even size, so with its weights the
 logits are the same for 65, 129, 257 ... pixels. Squeeze-and-excite: after the last convolution, ratio 1/4, with gamma a
 inside (appendix D; DeepMind's code has a plain ReLU). Stochastic depth never divides by the keep rate (B.2).
 """
@@ -25,11 +25,11 @@ from timm.layers import get_act_layer
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import GAMMA, WSConv2d
-from .layout import Layout, Site, conv_shape, imagenet
-from .net import ResNet, drop_path, shortcut, squeeze_excite
-from .plain import PreBlock, scale_input
-from .registry import IMAGENET, register
+from ..folding.blocks import PreBlock, scale_input
+from ..layers.std_conv import GAMMA, WSConv2d
+from ..net.layout import Layout, Site, conv_shape, imagenet
+from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
+from ..net.registry import IMAGENET, register
 
 ALPHA = 0.2
 

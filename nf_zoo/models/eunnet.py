@@ -24,12 +24,12 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .foreign import resnet_names
-from .input_norm import InputNormConv2d
-from .layout import Site, cifar, imagenet, imagenet_basic
-from .net import ResNet, drop_path, pooled_projection, shortcut, squeeze_excite
-from .plain import PostBlock
-from .registry import CIFAR, IMAGENET, register
+from ..folding.blocks import PostBlock
+from ..layers.input_norm import InputNormConv2d
+from ..net.foreign import resnet_names
+from ..net.layout import Site, cifar, imagenet, imagenet_basic
+from ..net.network import ResNet, drop_path, pooled_projection, shortcut, squeeze_excite
+from ..net.registry import CIFAR, IMAGENET, register
 
 
 class EUNBlock(nn.Module):

@@ -22,12 +22,12 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import AffineConv2d
-from .foreign import resnet_names
-from .layout import Layout, Site, cifar, conv_shape, imagenet, imagenet_basic
-from .net import Bias, ResNet, biased_stem, drop_path, shortcut, squeeze_excite
-from .plain import PostBlock, biased, projection
-from .registry import CIFAR, IMAGENET, register
+from ..folding.blocks import PostBlock, biased, projection
+from ..layers.std_conv import AffineConv2d
+from ..net.foreign import resnet_names
+from ..net.layout import Layout, Site, cifar, conv_shape, imagenet, imagenet_basic
+from ..net.network import Bias, ResNet, biased_stem, drop_path, shortcut, squeeze_excite
+from ..net.registry import CIFAR, IMAGENET, register
 
 
 class FixupBlock(nn.Module):

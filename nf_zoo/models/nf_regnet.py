@@ -3,15 +3,14 @@ unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 4 and 6, appendices
 
 .. math:: x_l = h(x_{l-1}) + \alpha F_l(z), \qquad z = \beta_l\, a(x_{l-1}), \quad \beta_l = (1 + n \alpha^2)^{-1/2}
 
-NF-ResNet's block (see :mod:`nf_zoo.nf_resnet`) with SiLU, an inverted bottleneck, a grouped 3x3 convolution and
+NF-ResNet's block (see :mod:`.nf_resnet`) with SiLU, an inverted bottleneck, a grouped 3x3 convolution and
 squeeze-and-excite, times 2, in the middle of F. Stem 3x3; every stage starts with a transition block, whose shortcut is
 average pooling and a 1x1 convolution; a last 1x1 convolution widens the features before the activation and the head.
 
 Init: as NF-ResNet's.
 
-timm's form, with whose weights this is drop-in, differs from the paper's (:mod:`nf_zoo.dm_nf_regnet`) as NF-ResNet's
-does and in this: all widths, squeeze-and-excite's too, are multiples of 8, and squeeze-and-excite has a plain ReLU. It
-differs from timm in stochastic depth, which here never divides by the keep rate (appendix B.2).
+timm's form, with whose weights this is drop-in, differs from the paper's (:mod:`.dm_nf_regnet`) as NF-ResNet's does
+and in this: all widths, squeeze-and-excite's too, are multiples of 8, and squeeze-and-excite has a plain ReLU. It differs from timm in stochastic depth, which here never divides by the keep rate (appendix B.2).
 """
 
 from functools import partial
@@ -23,12 +22,12 @@ from timm.layers import make_divisible
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import GAMMA, ScaledStdConv2d
-from .layout import Site, regnet
-from .net import drop_path, pooled_projection, shortcut, squeeze_excite
+from ..folding.blocks import PreBlock, attended
+from ..layers.std_conv import GAMMA, ScaledStdConv2d
+from ..net.layout import Site, regnet
+from ..net.network import drop_path, pooled_projection, shortcut, squeeze_excite
+from ..net.registry import IMAGENET, register
 from .nf_resnet import ALPHA, NFResNet, owned
-from .plain import PreBlock, attended
-from .registry import IMAGENET, register
 
 
 class NFRegBlock(nn.Module):

@@ -28,11 +28,11 @@ from timm.models import nfnet
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import GAMMA, ScaledStdConv2d
-from .layout import Site, cifar, imagenet
-from .net import PadShortcut, ResNet, drop_path, pooled_projection, shortcut, squeeze_excite
-from .plain import PreBlock
-from .registry import CIFAR, IMAGENET, Owned, register
+from ..folding.blocks import PreBlock
+from ..layers.std_conv import GAMMA, ScaledStdConv2d
+from ..net.layout import Site, cifar, imagenet
+from ..net.network import PadShortcut, ResNet, drop_path, pooled_projection, shortcut, squeeze_excite
+from ..net.registry import CIFAR, IMAGENET, Owned, register
 
 ALPHA = 0.2
 

@@ -25,12 +25,12 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import AffineConv2d, plain_conv
-from .foreign import resnet_names
-from .layout import Layout, Site, cifar, imagenet, imagenet_basic
-from .net import Bias, ResNet, biased_stem, drop_path, pooled_projection, shortcut, squeeze_excite
-from .plain import PostBlock, biased
-from .registry import CIFAR, IMAGENET, register
+from ..folding.blocks import PostBlock, biased
+from ..layers.std_conv import AffineConv2d, plain_conv
+from ..net.foreign import resnet_names
+from ..net.layout import Layout, Site, cifar, imagenet, imagenet_basic
+from ..net.network import Bias, ResNet, biased_stem, drop_path, pooled_projection, shortcut, squeeze_excite
+from ..net.registry import CIFAR, IMAGENET, register
 
 
 class PreBiasConv2d(AffineConv2d):

@@ -21,11 +21,11 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import AffineConv2d
-from .layout import Site, cifar, conv_shape, imagenet, imagenet_basic
-from .net import ResNet, drop_path, shortcut, squeeze_excite
-from .plain import PreBlock
-from .registry import CIFAR, IMAGENET, register
+from ..folding.blocks import PreBlock
+from ..layers.std_conv import AffineConv2d
+from ..net.layout import Site, cifar, conv_shape, imagenet, imagenet_basic
+from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
+from ..net.registry import CIFAR, IMAGENET, register
 
 
 class SkipInitBlock(nn.Module):

@@ -25,11 +25,11 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from .convs import WeightNormConv2d
-from .layout import Site, conv_shape, imagenet, imagenet_basic
-from .net import ResNet, drop_path, shortcut, squeeze_excite
-from .plain import PostBlock
-from .registry import IMAGENET, register
+from ..folding.blocks import PostBlock
+from ..layers.std_conv import WeightNormConv2d
+from ..net.layout import Site, conv_shape, imagenet, imagenet_basic
+from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
+from ..net.registry import IMAGENET, register
 
 
 class WNBlock(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 
 from timm.layers import make_divisible
 
-from .errors import UserError
+from ..errors import UserError
 
 
 @dataclass(frozen=True)

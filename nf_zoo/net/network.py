@@ -24,7 +24,7 @@ from timm.models import checkpoint, checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .errors import UserError, nearest
+from ..errors import UserError, nearest
 from .foreign import resnet_names
 from .layout import Layout, Site, conv_shape
 
@@ -110,7 +110,7 @@ def _check(in_chans: Any, num_classes: Any, **rates: float) -> None:
 
 
 class ResNet(nn.Module):
-    """A residual network after a :class:`~nf_zoo.layout.Layout`, with timm's whole model contract.
+    """A residual network after a :class:`~nf_zoo.net.layout.Layout`, with timm's whole model contract.
 
     Args:
         layout: Function that gives the plan for ``depths`` and ``output_stride``.

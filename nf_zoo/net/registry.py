@@ -16,9 +16,9 @@ from timm.models import build_model_with_cfg, load_pretrained, register_model
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from torch import nn
 
-from . import weights
-from .errors import CheckFailed, UserError
-from .net import ResNet
+from ..errors import CheckFailed, UserError
+from ..hub import weights
+from .network import ResNet
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ('url', 'file', 'state_dict', 'hf_hub_id')
@@ -124,7 +124,7 @@ def _entry_point(
     entry.__name__ = entry.__qualname__ = name
     entry.__module__ = net.__module__
     entry.__doc__ = (
-        f'{net.__name__} ``{name}``. Keyword arguments: :class:`nf_zoo.net.ResNet` and the page of the method.'
+        f'{net.__name__} ``{name}``. Keyword arguments: :class:`nf_zoo.net.network.ResNet` and the page of the method.'
     )
     return entry
 

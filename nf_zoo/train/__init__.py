@@ -1,4 +1,4 @@
-"""The training engine: ``train`` runs a recipe, ``evaluate`` scores a model, ``main`` is ``nf-zoo train``.
+"""The training engine: ``train`` runs a recipe, ``evaluate`` scores a model.
 
 Everything is imported on first use, so ``import nf_zoo`` doesn't pay for it.
 """
@@ -7,8 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .command import main
-    from .data import MemorySet, load_dataset
+    from .data.memory import MemorySet, load_dataset
     from .evaluation import evaluate
     from .progress import Interrupted
     from .recipe import Recipe, load_recipe
@@ -16,16 +15,15 @@ if TYPE_CHECKING:
 
 _HOME = {
     'Interrupted': 'progress',
-    'MemorySet': 'data',
+    'MemorySet': 'data.memory',
     'Recipe': 'recipe',
     'evaluate': 'evaluation',
-    'load_dataset': 'data',
+    'load_dataset': 'data.memory',
     'load_recipe': 'recipe',
-    'main': 'command',
     'train': 'start',
 }
 
-__all__ = ['Interrupted', 'MemorySet', 'Recipe', 'evaluate', 'load_dataset', 'load_recipe', 'main', 'train']
+__all__ = ['Interrupted', 'MemorySet', 'Recipe', 'evaluate', 'load_dataset', 'load_recipe', 'train']
 
 
 def __getattr__(name: str) -> Any:

@@ -15,13 +15,13 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest
-from .data import Data, MemoryData, MemorySet, in_memory, load_dataset
-from .folder import FolderData, MemoryPictures, open_folders
+from .data.folder import FolderData, MemoryPictures, open_folders
+from .data.memory import Data, MemoryData, MemorySet, in_memory, load_dataset
+from .data.stream import StreamData
+from .data.timm_sets import StreamSet, open_named
 from .groups import parameter_groups
-from .named import StreamSet, open_named
 from .processes import Processes
 from .recipe import Recipe
-from .stream import StreamData
 
 Log = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from ..table import columns
+from ..text import columns
 from . import report
 from .recipe import Recipe, load_recipe
 

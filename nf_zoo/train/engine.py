@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from ..errors import CheckFailed, UserError
 from ..files import tensor_bytes, write_whole
-from . import build, memory, report
+from . import allocator, build, report
 from .checkpoint import load_newest, optimizer_state, restore_optimizer, save_checkpoint
-from .data import seed_everything
+from .data.memory import seed_everything
+from .data.stream import StreamData
 from .diagnosis import layer_of_the_gradient, layer_of_the_output
 from .evaluation import accuracies, totals
 from .gradients import Gradients
 from .processes import Processes, share_out
 from .progress import Interrupted, Progress, StopSignal, Waiting
 from .recipe import Recipe, same_settings
-from .stream import StreamData
 
 INIT_BATCHES = 8  # as RescaleNet's official code
 SLOW_LOADER = 0.1  # the part of an epoch that training waits, from which on a line says so
@@ -108,7 +108,7 @@ class Run:
             write_whole(folder / 'recipe.yaml', text.encode())
 
     def fit(self) -> dict[str, Any]:
-        with StopSignal() as stop, memory.kept():
+        with StopSignal() as stop, allocator.kept():
             for epoch in range(len(self.rows), self.epochs):
                 self._epoch(epoch, stop)
         return self._finish()

@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .data import Batch, MemoryData, in_memory, load_dataset
-from .folder import FolderData, open_folders
-from .named import StreamSet, open_named
+from .data.folder import FolderData, open_folders
+from .data.memory import Batch, MemoryData, in_memory, load_dataset
+from .data.stream import StreamData
+from .data.timm_sets import StreamSet, open_named
 from .recipe import Recipe
-from .stream import StreamData
 
 READING = ('val_split', 'val_num_samples', 'input_key', 'target_key')  # keys of a recipe: what is read as validation
 

@@ -10,10 +10,10 @@ import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
-from ..bench import saved_bytes
+from ..bench.measure import saved_bytes
 from ..errors import UserError
 from . import build, report
-from .data import in_memory, seed_everything
+from .data.memory import in_memory, seed_everything
 from .gradients import Gradients
 from .processes import Processes
 from .recipe import Recipe

@@ -13,7 +13,7 @@ from torch import nn
 import nf_zoo
 from nf_zoo import signal_propagation
 from nf_zoo.errors import UserError
-from nf_zoo.layout import Layout, Site, imagenet
+from nf_zoo.net.layout import Layout, Site, imagenet
 
 
 @pytest.mark.parametrize('name', representatives())

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from nf_zoo import fold
-from nf_zoo.bench import BENCHES, Row, bench, bench_engine, floor_of, interleaved, saved_bytes
-from nf_zoo.bench_epoch import bench_epoch
-from nf_zoo.bench_export import bench_export
+from nf_zoo.bench.epoch import bench_epoch
+from nf_zoo.bench.exports import bench_export
+from nf_zoo.bench.measure import BENCHES, Row, bench, bench_engine, floor_of, interleaved, saved_bytes
 from nf_zoo.errors import UserError
-from nf_zoo.input_norm import InputNormConv2d
-from nf_zoo.plain import Standardize
+from nf_zoo.folding.blocks import Standardize
+from nf_zoo.layers.input_norm import InputNormConv2d
 
 
 def test_rounds_are_interleaved_and_the_first_is_not_counted():

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import nn
 
 import nf_zoo
-from nf_zoo import cli, weights
-from nf_zoo.catalogue import SIZES
+from nf_zoo.analysis.catalogue import SIZES
+from nf_zoo.cli import main as cli
 from nf_zoo.errors import CheckFailed, UserError
+from nf_zoo.hub import weights
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -316,7 +317,7 @@ def test_signal(run: Run) -> None:
 
 
 def test_bench(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nf_zoo import bench
+    from nf_zoo.bench import measure as bench
 
     monkeypatch.setitem(bench.BENCHES, 'engine', lambda: [bench.Row('a step', 'a bare loop', 3.0, 2.0, 'ms')])
     assert '1.500 x a bare loop' in run('bench', 'engine')[1]

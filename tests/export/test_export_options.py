@@ -15,10 +15,10 @@ from PIL import Image
 from torch import nn
 
 import nf_zoo
-from nf_zoo import cli
+from nf_zoo.cli import main as cli
 from nf_zoo.errors import CheckFailed, UserError
 from nf_zoo.export import export_aoti, export_onnx, export_pt2, export_torchscript, norms, survey
-from nf_zoo.predict import preprocessing, read_image
+from nf_zoo.inference.predict import preprocessing, read_image
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -193,7 +193,7 @@ def test_aoti_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_manifest_of_published_weights(tmp_path: Path) -> None:
     model = timm.create_model('eunnet20_cifar.cifar10', pretrained=True).eval()
-    manifest = Path(nf_zoo.__file__).parent / 'bundled' / 'eunnet20_cifar.cifar10' / 'manifest.json'
+    manifest = Path(nf_zoo.__file__).parent / 'hub' / 'bundled' / 'eunnet20_cifar.cifar10' / 'manifest.json'
 
     def facts() -> dict[str, Any]:
         extra = {'nf_zoo.json': ''}

@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 import nf_zoo
-from nf_zoo.bench_kits import KITS, served
-from nf_zoo.predict import class_names, predict, preprocessing
+from nf_zoo.bench.kits import KITS, served
+from nf_zoo.inference.predict import class_names, predict, preprocessing
 
 pytestmark = [pytest.mark.kit, pytest.mark.timeout(300)]
 

@@ -14,13 +14,13 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 import nf_zoo
-from nf_zoo import plain
-from nf_zoo.convs import AffineConv2d, WeightConv2d
 from nf_zoo.errors import UserError
-from nf_zoo.fold import fold
-from nf_zoo.input_norm import InputNormConv2d
-from nf_zoo.net import PadShortcut
-from nf_zoo.plain import PlainBlock, Standardize
+from nf_zoo.folding import blocks as plain
+from nf_zoo.folding.blocks import PlainBlock, Standardize
+from nf_zoo.folding.network import fold
+from nf_zoo.layers.input_norm import InputNormConv2d
+from nf_zoo.layers.std_conv import AffineConv2d, WeightConv2d
+from nf_zoo.net.network import PadShortcut
 
 # Shallow networks of every family, and the products left in them; -1: EUNNet's normalisation, which stays, and timm's
 # pooling with SAME padding have operators of their own.

@@ -11,8 +11,8 @@ from timm.models import nfnet
 from torch import nn
 
 import nf_zoo  # noqa: F401
-from nf_zoo.fold import fold
-from nf_zoo.plain import PlainBlock
+from nf_zoo.folding.blocks import PlainBlock
+from nf_zoo.folding.network import fold
 
 
 def test_timm_convolutions_with_standardised_weight() -> None:

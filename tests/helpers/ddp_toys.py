@@ -10,8 +10,9 @@ import torch
 import yaml
 from train_toys import toy_recipe, toy_set
 
-from nf_zoo.cli import main
-from nf_zoo.train import Interrupted, data, train
+from nf_zoo.cli.main import main
+from nf_zoo.train import Interrupted, train
+from nf_zoo.train.data import memory as data
 from nf_zoo.train.gradients import Gradients
 
 

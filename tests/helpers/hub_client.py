@@ -39,7 +39,7 @@ def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
         'HF_HUB_DISABLE_TELEMETRY': '1',
         'HF_HUB_DISABLE_XET': '0' if hub.storage == 'xet' else '1',
         'NO_PROXY': '127.0.0.1,localhost',
-        'PYTHONPATH': os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+        'PYTHONPATH': os.pathsep.join([str(TESTS), str(TESTS.parents[1])]),
         **more,
     }
 
@@ -69,6 +69,6 @@ def connect(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> list[float
     monkeypatch.setenv('HF_TOKEN', TOKEN)
     pauses: list[float] = []
     clock = SimpleNamespace(**{**vars(time), 'sleep': pauses.append})
-    for module in ('huggingface_hub.utils._http', 'huggingface_hub.file_download', 'nf_zoo.hf_calls'):
+    for module in ('huggingface_hub.utils._http', 'huggingface_hub.file_download', 'nf_zoo.hub.huggingface'):
         monkeypatch.setattr(f'{module}.time', clock)
     return pauses

@@ -14,7 +14,8 @@ import timm
 import torch
 
 import nf_zoo  # noqa: F401
-from nf_zoo import contents, places, weights
+from nf_zoo.hub import package as contents
+from nf_zoo.hub import places, weights
 
 NAME, TAG = 'eunnet20_cifar', 'toy'
 SMALL: dict[str, Any] = dict(depths=(1, 1, 1), num_classes=3)

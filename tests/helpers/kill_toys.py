@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 from train_toys import run_toy, toy_set
 
-from nf_zoo.train import data
+from nf_zoo.train.data import memory as data
 from nf_zoo.train.gradients import Gradients
 
 

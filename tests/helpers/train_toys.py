@@ -1,13 +1,14 @@
 """A tiny data set and a tiny recipe for the tests of the engine."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from nf_zoo.train import MemorySet, Recipe, train
-from nf_zoo.train import data as data_module
+from nf_zoo.train import Interrupted, MemorySet, Recipe, train
+from nf_zoo.train.data import memory as data_module
 
 
 def toy_set(data_dir: object, train: bool, download: bool) -> MemorySet:
@@ -44,3 +45,22 @@ def toy_recipe(output: Path, **options: Any) -> Recipe:
 
 def run_toy(output: Path, **options: Any) -> dict[str, Any]:
     return train(toy_recipe(output, **options), log=lambda line: None, bar=False)
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """Every file that must not depend on when or in how many pieces the run was done."""
+    names = ('summary.csv', 'model.safetensors', 'best.safetensors')
+    files = [*(run / name for name in names), *sorted((run / 'checkpoints').glob('*'))[-2:]]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def stop_at(recipe: Any, line_start: str) -> None:
+    """Run until the log says ``line_start``, and press Ctrl-C there."""
+
+    def log(line: str) -> None:
+        if line.startswith(line_start):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted) as stopped:
+        train(recipe, log=log, bar=False)
+    assert '--resume' in str(stopped.value) and '\n' not in str(stopped.value)

@@ -16,8 +16,10 @@ import timm
 import torch
 from hubs import FACTS, NAME, SMALL, contents_of, full_disk, make_model, make_run, one_line
 
-from nf_zoo import contents, hub, places, weights
 from nf_zoo.errors import CheckFailed, UserError
+from nf_zoo.hub import package as contents
+from nf_zoo.hub import places, weights
+from nf_zoo.hub import publishing as hub
 
 
 @pytest.fixture

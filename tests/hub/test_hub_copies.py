@@ -16,8 +16,10 @@ from hub_server import serve
 from hubs import FACTS, NAME, contents_of, make_model, make_run, one_line, rewrite
 from PIL import Image
 
-from nf_zoo import cli, hub, places, weights
+from nf_zoo.cli import main as cli
 from nf_zoo.errors import CheckFailed, UserError
+from nf_zoo.hub import places, weights
+from nf_zoo.hub import publishing as hub
 
 
 @pytest.fixture

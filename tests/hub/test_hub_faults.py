@@ -12,9 +12,10 @@ from hub_client import REPO, TOKEN, UPLOADS, WEIGHTS, connect, put
 from hub_server import Fault, File, Hub
 from hubs import NAME, TAG, full_disk, make_hub, make_model, one_line, toy
 
-from nf_zoo import hub, places, weights
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.hf_calls import Unreachable
+from nf_zoo.hub import places, weights
+from nf_zoo.hub import publishing as hub
+from nf_zoo.hub.huggingface import Unreachable
 
 pytestmark = UPLOADS
 
@@ -270,7 +271,7 @@ def test_the_token_is_never_shown(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from nf_zoo import cli
+    from nf_zoo.cli import main as cli
 
     caplog.set_level(logging.INFO)  # below it, httpcore traces what the server answers
     for name in ('nf_zoo', 'huggingface_hub'):

@@ -16,9 +16,10 @@ from hub_client import connect
 from hub_server import File, Repo, serve
 from hubs import FACTS, NAME, make_model, rewrite
 
-from nf_zoo import cli, hub
+from nf_zoo.cli import main as cli
 from nf_zoo.errors import UserError
-from nf_zoo.listing import Row, as_csv, as_html, as_table, list_hub
+from nf_zoo.hub import publishing as hub
+from nf_zoo.hub.listing import Row, as_csv, as_html, as_table, list_hub
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>=cmd()\x1b[31m'
 

@@ -16,7 +16,7 @@ from hubs import NAME
 
 pytestmark = [pytest.mark.kit, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 OLAH = shutil.which('olah-cli', path=os.pathsep.join([str(ROOT / '.venv/olah/bin'), os.environ['PATH']]))
 
 _PUBLISH = """

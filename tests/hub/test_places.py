@@ -8,9 +8,9 @@ from hubs import NAME, TAG, make_hub, make_model, one_line
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nf_zoo import places, weights
 from nf_zoo.errors import UserError
-from nf_zoo.hub import publish
+from nf_zoo.hub import places, weights
+from nf_zoo.hub.publishing import publish
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from timm.models import PretrainedCfg
 
-from nf_zoo import places, schema, tensors, weights
 from nf_zoo.errors import CheckFailed, UserError
+from nf_zoo.hub import places, schema, tensors, weights
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ import timm
 from hubs import FACTS, NAME, contents_of, make_model, make_run, one_line
 from safetensors.torch import load_file
 
-from nf_zoo import contents, hub, weights
 from nf_zoo.errors import CheckFailed, UserError
+from nf_zoo.hub import package as contents
+from nf_zoo.hub import publishing as hub
+from nf_zoo.hub import weights
 
 
 @pytest.fixture
@@ -98,8 +100,8 @@ def test_bundle_publishes_into_the_package_and_pins(run: Path, tmp_path: Path, m
     own = tmp_path / 'bundled'
     own.mkdir()
     (own / 'index.json').write_text('{}')
-    for module in ('places', 'hub'):
-        monkeypatch.setattr(f'nf_zoo.{module}.BUNDLED', own)
+    for module in ('places', 'publishing'):
+        monkeypatch.setattr(f'nf_zoo.hub.{module}.BUNDLED', own)
     folder = hub.bundle(run)
     assert list(weights.index()) == [f'{NAME}.toy'] and hub.fetch(NAME) == folder
     assert hub.verify(NAME).place == str(own)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 import nf_zoo
-from nf_zoo import weights
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.hub import publish, write_index
+from nf_zoo.hub import weights
+from nf_zoo.hub.publishing import publish, write_index
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_nothing_is_built_before_the_hash_is_right(hub: Path, monkeypatch: pytes
 
     for name in ('load', 'load_file', 'safe_open'):
         monkeypatch.setattr(f'safetensors.torch.{name}', refuse)
-    monkeypatch.setattr('nf_zoo.tensors.unpack', refuse)
+    monkeypatch.setattr('nf_zoo.hub.tensors.unpack', refuse)
     monkeypatch.setenv('NF_ZOO_HUB', str(hub))
     for load_it in (
         lambda: load(hub),
@@ -152,8 +152,8 @@ def test_only_safetensors_is_opened(hub: Path) -> None:
 def bundled(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub as if it were the package's own."""
     (hub / 'index.json').write_text('{}')
-    for module in ('places', 'hub'):
-        monkeypatch.setattr(f'nf_zoo.{module}.BUNDLED', hub)
+    for module in ('places', 'publishing'):
+        monkeypatch.setattr(f'nf_zoo.hub.{module}.BUNDLED', hub)
     write_index()
     return hub
 

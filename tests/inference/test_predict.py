@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from nf_zoo.errors import UserError
-from nf_zoo.predict import class_names, load_model, predict, read_image
+from nf_zoo.inference.predict import class_names, load_model, predict, read_image
 
 COLOUR = (200, 100, 50)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from train_toys import run_toy, toys  # noqa: F401
 
 import nf_zoo
-from nf_zoo.cli import main
+from nf_zoo.cli.main import main
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.scoring import OnnxFile, Score, load, score
+from nf_zoo.inference.scoring import OnnxFile, Score, load, score
 from nf_zoo.train import evaluate
 
 pytestmark = pytest.mark.usefixtures('toys')
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         from train_toys import toy_set
 
-        from nf_zoo.train import data
+        from nf_zoo.train.data import memory as data
 
         patch.setitem(data._LOADERS, 'toys', toy_set)
         folder = tmp_path_factory.mktemp('run')

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nf_zoo import input_norm
-from nf_zoo.convs import ScaledStdConv2d
-from nf_zoo.input_norm import NORMS, InputNormConv2d, standardize
+from nf_zoo.layers import input_norm
+from nf_zoo.layers.input_norm import NORMS, InputNormConv2d, standardize
+from nf_zoo.layers.std_conv import ScaledStdConv2d
 
 SHAPE = dict(in_channels=4, out_channels=6, kernel_size=3, stride=2, padding=1, groups=2)
 

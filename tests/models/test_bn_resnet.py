@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-from nf_zoo.catalogue import measure
-from nf_zoo.net import PadShortcut
+from nf_zoo.analysis.catalogue import measure
+from nf_zoo.net.network import PadShortcut
 
 
 @pytest.mark.parametrize(

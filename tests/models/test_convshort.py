@@ -8,9 +8,9 @@ import torch
 import torchvision
 from torch import nn
 
-from nf_zoo.catalogue import measure
+from nf_zoo.analysis.catalogue import measure
+from nf_zoo.analysis.signal import BlockSignal, signal_propagation
 from nf_zoo.errors import UserError
-from nf_zoo.signal import BlockSignal, signal_propagation
 
 FAMILIES = ['idshort_resnet', 'learnscalar_resnet', 'convshort_resnet']
 per_family = pytest.mark.parametrize('family', FAMILIES)

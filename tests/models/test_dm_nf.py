@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nf_zoo  # noqa: F401
-from nf_zoo.catalogue import multiply_adds
-from nf_zoo.convs import GAMMA, WSConv2d
+from nf_zoo.analysis.catalogue import multiply_adds
+from nf_zoo.layers.std_conv import GAMMA, WSConv2d
 
 
 def parameters(name: str, **kwargs) -> int:

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 import nf_zoo
-from nf_zoo import input_norm
-from nf_zoo.bench import floor_of, saved_bytes
+from nf_zoo.bench.measure import floor_of, saved_bytes
+from nf_zoo.layers import input_norm
 
 
 def count(name: str, **kwargs) -> int:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import nf_zoo
-from nf_zoo.catalogue import SIZES, measure
+from nf_zoo.analysis.catalogue import SIZES, measure
 
 GOLDEN = json.loads(SIZES.read_text())
 

@@ -6,8 +6,8 @@ import torch
 from timm.models import nfnet
 
 import nf_zoo
-from nf_zoo.catalogue import multiply_adds
-from nf_zoo.nf_regnet import NFRegNet
+from nf_zoo.analysis.catalogue import multiply_adds
+from nf_zoo.models.nf_regnet import NFRegNet
 
 SIZES = ('b0', 'b1', 'b2', 'b3', 'b4', 'b5')
 
@@ -39,7 +39,7 @@ def test_timms_logits(size, kwargs):
         for parameter in theirs.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     # Not create_model, which drops arguments that are None.
-    ours = getattr(nf_zoo.nf_regnet, f'nf_regnet_{size}')(**kwargs).double().eval()
+    ours = getattr(nf_zoo.models.nf_regnet, f'nf_regnet_{size}')(**kwargs).double().eval()
     assert isinstance(ours, NFRegNet)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = torch.randn(2, 3, 72, 72, dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_the_last_level_is_behind_the_last_convolution_and_before_the_activation
 
 
 def test_learning_rate_groups_as_timms():
-    groups = [m.nf_regnet_b0(device='meta').group_matcher() for m in (nfnet, nf_zoo.nf_regnet)]
+    groups = [m.nf_regnet_b0(device='meta').group_matcher() for m in (nfnet, nf_zoo.models.nf_regnet)]
     assert groups[0] == groups[1]
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from families import small
 
-from nf_zoo.catalogue import measure
+from nf_zoo.analysis.catalogue import measure
 from nf_zoo.train.groups import parameter_groups
 
 PARAMS = {

@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from nf_zoo.catalogue import measure
-from nf_zoo.convs import WeightNormConv2d
+from nf_zoo.analysis.catalogue import measure
+from nf_zoo.layers.std_conv import WeightNormConv2d
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 CHECK = """
 import timm, torch, nf_zoo
-from nf_zoo.cli import main
+from nf_zoo.cli.main import main
 
 (name,) = nf_zoo.list_models('rezero*')
 model = timm.create_model(name, depths=(1, 2, 1), drop_path_rate=0.1, attn_layer='se')
@@ -36,7 +36,7 @@ def test_the_worked_example(tmp_path: Path) -> None:
     assert code
     package = tmp_path / 'nf_zoo'
     shutil.copytree(ROOT / 'nf_zoo', package, ignore=shutil.ignore_patterns('__pycache__'))
-    (package / 'rezero.py').write_text(code[1], encoding='utf-8')
+    (package / 'models' / 'rezero.py').write_text(code[1], encoding='utf-8')
     init = package / '__init__.py'
     init.write_text(init.read_text(encoding='utf-8').replace('    rescalenet,\n', '    rescalenet,\n    rezero,\n', 1))
     done = subprocess.run(
@@ -48,6 +48,6 @@ def test_the_worked_example(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert 'Bachlechner et al. 2021' in done.stdout and 'rezero_resnet20_cifar' in done.stdout
-    files = [package / 'rezero.py', '--config', ROOT / 'pyproject.toml']
+    files = [package / 'models' / 'rezero.py', '--config', ROOT / 'pyproject.toml']
     for command in (['format', '--check'], ['check']):
         subprocess.run([sys.executable, '-m', 'ruff', *command, *map(str, files)], check=True, capture_output=True)

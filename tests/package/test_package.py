@@ -17,10 +17,10 @@ import pytest
 import timm
 
 import nf_zoo
-from nf_zoo import cli
-from nf_zoo.catalogue import SIZES
+from nf_zoo.analysis.catalogue import SIZES
+from nf_zoo.cli import main as cli
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / 'nf_zoo').rglob('*.py'))
 EXTRAS = {'onnx', 'onnxscript', 'onnxruntime', 'matplotlib', 'tensorboard', 'sklearn'}
 DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
@@ -101,7 +101,7 @@ import json, os, torch
 model = torch.hub.load('.', 'eunnet20_cifar', source='local', pretrained=True)
 os.chdir('/')
 import nf_zoo
-from nf_zoo.predict import class_names
+from nf_zoo.inference.predict import class_names
 print(json.dumps([nf_zoo.__file__, model.pretrained_cfg['tag'], class_names(model)]))
 """
     file, tag, classes = json.loads(python(code, cwd=checkout).splitlines()[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nf_zoo.train import memory
+from nf_zoo.train import allocator as memory
 
 PAGES = (48 << 20) // resource.getpagesize()  # of a tensor above the size that glibc gives back at once
 

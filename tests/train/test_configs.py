@@ -13,12 +13,12 @@ from timm.optim import list_optimizers
 
 import nf_zoo  # noqa: F401
 from nf_zoo.train import MemorySet, Recipe, load_recipe
-from nf_zoo.train.data import in_memory
+from nf_zoo.train.data.memory import in_memory
 from nf_zoo.train.engine import Run
 from nf_zoo.train.progress import StopSignal
 from nf_zoo.train.recipe import OWN
 
-ROOT = Path(__file__).parents[1] / 'configs'
+ROOT = Path(__file__).parents[2] / 'configs'
 CONFIGS = sorted(ROOT.glob('*/*.yaml'))
 every_recipe = pytest.mark.parametrize('path', CONFIGS, ids=lambda p: f'{p.parent.name}/{p.stem}')
 

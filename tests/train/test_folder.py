@@ -12,9 +12,9 @@ from train_toys import toy_recipe
 from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe
 from nf_zoo.train.build import read_sets
-from nf_zoo.train.data import Batch
+from nf_zoo.train.data.folder import FolderData, open_folders
+from nf_zoo.train.data.memory import Batch
 from nf_zoo.train.engine import Run
-from nf_zoo.train.folder import FolderData, open_folders
 
 CONFIG = {
     'input_size': (3, 16, 16),

@@ -16,7 +16,7 @@ from torchvision.transforms.functional import to_pil_image
 from nf_zoo.errors import UserError
 from nf_zoo.train import MemorySet, Recipe, load_dataset
 from nf_zoo.train.build import build_data, data_config, read_sets
-from nf_zoo.train.data import MemoryData, crop_and_flip, fold_seed
+from nf_zoo.train.data.memory import MemoryData, crop_and_flip, fold_seed
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

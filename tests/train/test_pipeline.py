@@ -14,11 +14,11 @@ from torchvision import transforms
 
 from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe, load_recipe
-from nf_zoo.train.data import seed_everything
-from nf_zoo.train.folder import FolderData, open_folders
-from nf_zoo.train.pictures import Pipeline, _collate
+from nf_zoo.train.data.folder import FolderData, open_folders
+from nf_zoo.train.data.memory import seed_everything
+from nf_zoo.train.data.pipeline import Pipeline, _collate
 
-CONFIGS = sorted((Path(__file__).parents[1] / 'configs' / 'imagenet').glob('*.yaml'))
+CONFIGS = sorted((Path(__file__).parents[2] / 'configs' / 'imagenet').glob('*.yaml'))
 EVERYTHING: dict[str, Any] = {
     'aa': 'rand-m9-mstd0.5-inc1',
     'reprob': 0.7,

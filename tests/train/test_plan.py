@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from train_toys import run_toy, toy_recipe, toys  # noqa: F401
 
-from nf_zoo.cli import main
+from nf_zoo.cli.main import main
 from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe
 from nf_zoo.train.compare import by_recipe, read_runs

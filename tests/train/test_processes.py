@@ -13,8 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_train_resume import outcome
-from train_toys import run_toy, toy_recipe, toys  # noqa: F401
+from train_toys import outcome, run_toy, toy_recipe, toys  # noqa: F401
 
 from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe, train
@@ -22,11 +21,11 @@ from nf_zoo.train.build import learning_rate
 from nf_zoo.train.processes import share_out
 
 pytestmark = pytest.mark.timeout(300)
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / 'helpers'
 
 
 def torchrun(*arguments: str, processes: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, 'PYTHONPATH': f'{HERE.parent}{os.pathsep}{HERE}', 'PYTHONWARNINGS': 'error'}
+    env = {**os.environ, 'PYTHONPATH': f'{HERE.parents[1]}{os.pathsep}{HERE}', 'PYTHONWARNINGS': 'error'}
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
     with subprocess.Popen([*command, *arguments], env=env, stdout=-1, stderr=-1, text=True) as agent:
         try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from train_toys import run_toy, toy_recipe, toys  # noqa: F401
+from train_toys import outcome, run_toy, stop_at, toy_recipe, toys  # noqa: F401
 
 from nf_zoo.errors import UserError
 from nf_zoo.train import Interrupted, train
@@ -40,25 +40,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def outcome(run: Path) -> dict[str, bytes]:
-    """Every file that must not depend on when or in how many pieces the run was done."""
-    names = ('summary.csv', 'model.safetensors', 'best.safetensors')
-    files = [*(run / name for name in names), *sorted((run / 'checkpoints').glob('*'))[-2:]]
-    return {file.name: file.read_bytes() for file in files}
-
-
-def stop_at(recipe: Any, line_start: str) -> None:
-    """Run until the log says ``line_start``, and press Ctrl-C there."""
-
-    def log(line: str) -> None:
-        if line.startswith(line_start):
-            signal.raise_signal(signal.SIGINT)
-
-    with pytest.raises(Interrupted) as stopped:
-        train(recipe, log=log, bar=False)
-    assert '--resume' in str(stopped.value) and '\n' not in str(stopped.value)
-
-
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('where', ['epoch 1/2: update 2/5', 'epoch 1/2: update 4/5', 'epoch 2/2: update 1/5'])
 def test_ctrl_c_and_resume_equal_the_uninterrupted_run(tmp_path: Path, variant: str, where: str) -> None:
@@ -82,8 +63,8 @@ def test_sigterm_saves_too_and_the_old_handlers_come_back(tmp_path: Path) -> Non
 
 
 def kill(folder: Path, options: dict[str, Any], plans: list[list[int]]) -> str:
-    here = Path(__file__).parent
-    env = {**os.environ, 'PYTHONPATH': f'{here.parent}{os.pathsep}{here}'}
+    here = Path(__file__).parents[1] / 'helpers'
+    env = {**os.environ, 'PYTHONPATH': f'{here.parents[1]}{os.pathsep}{here}'}
     command = [sys.executable, str(here / 'kill_toys.py'), str(folder), yaml.safe_dump(options), json.dumps(plans)]
     return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
 

@@ -13,16 +13,15 @@ import yaml
 from PIL import Image
 from test_train_folder import CONFIG, equal
 from test_train_processes import torchrun
-from test_train_resume import outcome, stop_at
-from train_toys import run_toy, toy_recipe
+from train_toys import outcome, run_toy, stop_at, toy_recipe
 
 from nf_zoo.errors import UserError
-from nf_zoo.scoring import load
+from nf_zoo.inference.scoring import load
 from nf_zoo.train import Recipe, evaluate, train
 from nf_zoo.train.build import read_sets
-from nf_zoo.train.named import open_named
+from nf_zoo.train.data.stream import StreamData
+from nf_zoo.train.data.timm_sets import open_named
 from nf_zoo.train.plan import describe
-from nf_zoo.train.stream import StreamData
 
 pytestmark = pytest.mark.timeout(300)  # many processes
 SHARDS = {'train': 4, 'validation': 3}
@@ -206,7 +205,7 @@ def test_a_stream_that_cannot_be_opened_is_one_line(shards: Path, options: dict[
 
 
 def test_a_missing_package_is_named(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr('nf_zoo.train.named.find_spec', lambda name: None)
+    monkeypatch.setattr('nf_zoo.train.data.timm_sets.find_spec', lambda name: None)
     for name, package in (('wds', 'webdataset'), ('hfids', 'datasets'), ('hfds', 'datasets')):
         with pytest.raises(UserError, match=f'{name}/ data sets need {package}: pip install {package}$'):
             open_named(recipe_of(shards, dataset=f'{name}/x'), 'train')
@@ -252,7 +251,9 @@ def test_hugging_face_sets_as_streams_and_with_random_access(tmp_path_factory: p
 
 def test_two_processes_have_a_share_each_and_resume_exactly(shards: Path, tmp_path: Path) -> None:
     options = options_of(shards, batch_size=2)
-    said = torchrun(str(Path(__file__).with_name('ddp_toys.py')), str(tmp_path), yaml.safe_dump(options)).stdout
+    said = torchrun(
+        str(Path(__file__).parents[1] / 'helpers' / 'ddp_toys.py'), str(tmp_path), yaml.safe_dump(options)
+    ).stdout
     assert outcome(tmp_path / 'pieces') == outcome(tmp_path / 'whole')
     assert 'the first 8 images of this epoch are read again and dropped' in said
     result = json.loads((tmp_path / 'whole' / 'result.json').read_text())

@@ -10,10 +10,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from ..errors import UserError
-from .data import Batch, MemorySet, fold_seed, seed_everything
-from .pictures import Pipeline
-from .recipe import Recipe
+from ...errors import UserError
+from ..recipe import Recipe
+from .memory import Batch, MemorySet, fold_seed, seed_everything
+from .pipeline import Pipeline
 
 
 def open_folders(data_dir: str | None, *splits: str) -> tuple[ImageFolder, ...]:

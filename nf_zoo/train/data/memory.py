@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import UserError, nearest
+from ...errors import UserError, nearest
 
 Batch = tuple[Tensor, Tensor]
 

@@ -11,9 +11,9 @@ from timm.data.loader import PrefetchLoader
 from torch.utils.data import default_collate
 from torchvision import transforms
 
-from ..errors import UserError
-from .data import Batch
-from .recipe import Recipe
+from ...errors import UserError
+from ..recipe import Recipe
+from .memory import Batch
 
 
 class Pipeline:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ..errors import UserError
-from .data import Batch, fold_seed, seed_everything
-from .named import StreamSet
-from .pictures import Pipeline
-from .recipe import Recipe
+from ...errors import UserError
+from ..recipe import Recipe
+from .memory import Batch, fold_seed, seed_everything
+from .pipeline import Pipeline
+from .timm_sets import StreamSet
 
 
 class StreamData:

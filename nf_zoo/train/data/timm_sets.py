@@ -10,8 +10,8 @@ from typing import Any
 from timm.data import create_dataset
 from torch.utils.data import Dataset
 
-from ..errors import UserError
-from .recipe import Recipe
+from ...errors import UserError
+from ..recipe import Recipe
 
 STREAMS = ('hfids', 'tfds', 'wds')
 _PACKAGES = {

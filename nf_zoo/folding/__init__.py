@@ -1,0 +1,1 @@
+"""From any network here to a plain one for inference."""

@@ -1,0 +1,1 @@
+"""From image files and weights to predictions and scores."""

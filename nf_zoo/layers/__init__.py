@@ -1,0 +1,1 @@
+"""Convolutions: with normalised weights, with factors and biases, with normalised inputs."""

@@ -1,0 +1,1 @@
+"""One page per method: citation, equation, block, initialisation, variants."""

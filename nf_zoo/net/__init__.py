@@ -1,0 +1,1 @@
+"""The network that all methods share: plan, parts, timm's contract, registration."""
