@@ -5,7 +5,8 @@ unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 4 and 6, appendices
           \beta_l = (1 + n \alpha^2)^{-1/2}
 
 NF-ResNet's block in the same form (see :mod:`.dm_nf_resnet`) with SiLU, an inverted bottleneck, a grouped 3x3
-convolution and squeeze-and-excite, times 2, in the middle of F. Stem 3x3; every stage starts with a transition block, whose shortcut h is average pooling and a 1x1 convolution of z; a last 1x1 convolution widens the features before the
+convolution and squeeze-and-excite, times 2, in the middle of F. Stem 3x3; every stage starts with a transition block,
+whose shortcut h is average pooling and a 1x1 convolution of z; a last 1x1 convolution widens the features before the
 activation and the head.
 
 Init: as there. The average pooling then quarters the variance at each transition, which beta does not count (B.4).

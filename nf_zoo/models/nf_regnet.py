@@ -10,7 +10,8 @@ average pooling and a 1x1 convolution; a last 1x1 convolution widens the feature
 Init: as NF-ResNet's.
 
 timm's form, with whose weights this is drop-in, differs from the paper's (:mod:`.dm_nf_regnet`) as NF-ResNet's does
-and in this: all widths, squeeze-and-excite's too, are multiples of 8, and squeeze-and-excite has a plain ReLU. It differs from timm in stochastic depth, which here never divides by the keep rate (appendix B.2).
+and in this: all widths, squeeze-and-excite's too, are multiples of 8, and squeeze-and-excite has a plain ReLU. It
+differs from timm in stochastic depth, which here never divides by the keep rate (appendix B.2).
 """
 
 from functools import partial
