@@ -10,7 +10,7 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..layers.input_norm import InputNormConv2d, deferred, defers, standardize
+from ..layers.input_norm import InputNormConv2d, standardize
 from ..layers.std_conv import plain_conv
 from ..net.network import PadShortcut
 
@@ -366,9 +366,4 @@ class PostBlock(PlainBlock):
     def forward(self, x: Tensor) -> Tensor:
         z = self.norm(x)
         h = x if self.downsample is None else self.downsample(z)
-        if not torch.jit.is_scripting():
-            convs = self.convs()
-            if defers(z, convs, self.act_) and self.attn is self.gain is self.shift is None:
-                f, factor = deferred(z, convs)
-                return torch.add(self.skipped(h), f, alpha=factor, out=f).relu_()
         return self.act_(self.merge(h, self.branch(z)))

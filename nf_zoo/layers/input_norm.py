@@ -1,12 +1,11 @@
 """EUNConv, the convolution that normalises its input, in the memory and nearly the time of a plain one."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError, nearest
 from .std_conv import FactorConv2d
@@ -179,87 +178,10 @@ def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, (square - mean.square()).clamp(min=0).add(eps).rsqrt()
 
 
-def _one_image(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...]) -> Tensor:
-    mean, var, exact = _numbers(x)
-    if not exact:
-        return F.conv2d(_group_norm(x, 'sample', eps)[0], weight, bias, *conv)
-    rstd = (var + eps) ** -0.5
-    if _commutes(x, weight, conv):
-        shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
-        return F.conv2d(x, weight, shift if bias is None else shift.add_(bias, alpha=1 / rstd), *conv).mul_(rstd)
-    return F.conv2d(torch.add(torch.tensor(-mean * rstd, dtype=x.dtype), x, alpha=rstd), weight, bias, *conv)
-
-
-def _is_one_image(x: Tensor) -> bool:
-    return type(x) is Tensor and len(x) == 1 and x.device.type == 'cpu' and _is_exact(x)
-
-
 def _is_watched() -> bool:
     """Whether something wants to see every operator."""
     transformed = torch._C._are_functorch_transforms_active()
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed
-
-
-def _square(flat: Tensor) -> float:
-    return torch.dot(flat, flat).item() / len(flat)
-
-
-def _flat(x: Tensor) -> Tensor:
-    return (x if x.is_contiguous() else x.permute(0, 2, 3, 1)).reshape(-1)
-
-
-def _numbers(x: Tensor) -> tuple[float, float, bool]:
-    """mu and sigma^2 of one image, and whether rounding has left sigma^2 its digits.
-
-    Python's numbers: kernels for one number would cost as much as those for the features.
-    """
-    flat = _flat(x)
-    mean, square = flat.sum().item() / len(flat), _square(flat)
-    var = square - mean * mean
-    return mean, var, not var < 1e-3 * square
-
-
-def defers(x: Tensor, convs: Sequence[nn.Module], act: nn.Module) -> bool:
-    """Whether :func:`deferred` gives what ``convs`` give: one image, no gradient, unwatched, EUNConvs and ReLU."""
-    if torch.is_grad_enabled() or _is_watched() or not _is_one_image(x) or type(act) is not nn.ReLU:
-        return False
-    for conv in convs:
-        if type(conv) is not InputNormConv2d or conv.norm != 'sample':
-            if type(conv) is not nn.Conv2d or conv is not convs[0] or conv.padding_mode != 'zeros':
-                return False
-    return not nn.modules.module._has_any_global_hook() and not any(
-        module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module) for module in (*convs, act)
-    )
-
-
-def deferred(x: Tensor, convs: Sequence[nn.Conv2d]) -> tuple[Tensor, float]:
-    """sigma F(x) and 1 / sigma of one image, F: ``convs`` with ReLU between them, the last one an EUNConv's.
-
-    Each gives sigma times what it gave, W (x - mu) + sigma b: ReLU lets a positive factor through, the next
-    normalisation takes it away. So nothing but a difference is left of a normalisation.
-    """
-    z, sigma = x, 1.0
-    for conv in convs:
-        mine = z is not x
-        if mine:
-            z = z.relu_()
-        weight, bias = conv.weight, conv.bias
-        if isinstance(conv, InputNormConv2d):
-            mean, var, exact = _numbers(z)
-            shift = None
-            if exact and weight.numel() < z.numel() and _is_pointwise(weight, conv.padding, conv.groups):
-                shift = torch.sum(weight, (1, 2, 3)).mul_(-mean)
-            else:
-                z = z.sub_(mean) if mine else z - mean
-            if not exact:
-                var = _square(_flat(z))
-            sigma = math.sqrt(var + conv.eps * sigma * sigma)
-            if bias is not None:
-                bias = bias * sigma if shift is None else shift.add_(bias, alpha=sigma)
-            else:
-                bias = shift
-        z = F.conv2d(z, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return z, 1 / sigma
 
 
 def _conv_then_norm(
@@ -320,9 +242,7 @@ def input_norm_conv(
             conv = (stride, padding, dilation, groups)
             if torch.is_grad_enabled():
                 return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
-            if norm == 'sample' and _is_one_image(x):
-                return _one_image(x, weight, bias, eps, conv)
-            if norm == 'sample' and len(x) > 1 and x.numel() >= LARGE and _commutes(x, weight, conv):
+            if norm == 'sample' and x.numel() >= LARGE and _commutes(x, weight, conv):
                 return _conv_then_norm(x, weight, bias, eps, conv)[0]
             if norm != 'l2':
                 return F.conv2d(_group_norm(x, norm, eps)[0], weight, bias, *conv)

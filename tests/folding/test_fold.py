@@ -1,6 +1,5 @@
 """nf_zoo.fold: the same function, of plain parts, on a copy."""
 
-import copy
 from functools import cache
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 import nf_zoo
 from nf_zoo.errors import UserError
-from nf_zoo.folding import blocks as plain
 from nf_zoo.folding.blocks import PlainBlock, Standardize
 from nf_zoo.folding.network import fold
 from nf_zoo.layers.input_norm import InputNormConv2d
@@ -152,67 +150,6 @@ def test_a_tensor_is_normalised_once_for_two_convolutions() -> None:
     block = folded.stages[0][0]
     assert block.norm is shared[0]
     assert not isinstance(block.conv1, InputNormConv2d) and not isinstance(block.downsample.conv, InputNormConv2d)
-
-
-@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(
-    ('name', 'kwargs', 'deferring'),
-    [
-        ('eunnet50', {}, True),
-        ('eunnet18', {}, True),
-        ('eunnet18', dict(residual_scaling=False), True),
-        ('eunnet20_cifar', dict(norm='tensor'), False),
-        ('eunnet20_cifar', SE, False),
-    ],
-)
-@torch.inference_mode()
-def test_one_image_alone_is_that_image_in_a_batch(
-    name: str, kwargs: dict[str, Any], deferring: bool, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also of a network of which something sees or replaces a part; a blank image, a bright and a dark one."""
-    model = build(name, **kwargs)
-    folded = fold(model)
-    calls: list[int] = []
-    original = plain.deferred
-    monkeypatch.setattr(plain, 'deferred', lambda *args: (calls.append(1), original(*args))[1])
-    x = torch.cat([images(name), images(name)]).contiguous(memory_format=layout)
-    x[1], x[2], x[3] = 0.5, x[2] * 1e3 + 1e4, x[3] * 1e-3
-
-    def check(blocks: int) -> None:
-        expected = model(x) if kwargs.get('norm') != 'tensor' else torch.cat([model(i) for i in x.split(1)])
-        calls.clear()
-        given = x.clone(memory_format=torch.preserve_format)
-        torch.testing.assert_close(torch.cat([folded(i) for i in given.split(1)]), expected, atol=1e-9, rtol=1e-9)
-        assert len(calls) == len(x) * blocks and torch.equal(given, x)
-
-    check(5 if deferring else 0)
-    if deferring:
-        last, seen = list(children(folded, PlainBlock))[-1], []
-        handle = last.conv1.register_forward_hook(lambda _, args, y: seen.append(y))
-        folded(x)
-        check(4)
-        torch.testing.assert_close(torch.cat(seen[1:]), seen[0], atol=1e-9, rtol=1e-9)
-        handle.remove()
-        last.conv2 = nn.Sequential(last.conv2)
-        check(4)
-        with monkeypatch.context() as patch:
-            patch.setattr(last.conv2[0], 'forward', last.conv2[0].forward)
-            last.conv2 = last.conv2[0]
-            check(4)
-        check(5)
-
-
-@pytest.mark.parametrize(('offset', 'tolerance'), [(0.0, 1e-5), (100.0, 1e-3)])
-@torch.inference_mode()
-def test_one_image_alone_keeps_its_digits(offset: float, tolerance: float) -> None:
-    """In float32, with features as large as in use; with an offset the input alone has lost that many."""
-    convs = [InputNormConv2d(64, 32, 1), InputNormConv2d(32, 48, 3, padding=1), InputNormConv2d(48, 256, 1)]
-    x = torch.randn(1, 64, 224, 224).relu() + offset
-    expected = x.double()
-    for conv in convs:
-        expected = copy.deepcopy(conv).double()(expected if conv is convs[0] else expected.relu())
-    y, factor = plain.deferred(x, convs)
-    torch.testing.assert_close(y.double() * factor, expected, atol=tolerance * expected.abs().max().item(), rtol=0)
 
 
 @every_family
