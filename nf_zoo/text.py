@@ -1,6 +1,19 @@
-"""Tables for the terminal."""
+"""Lines and tables for the terminal."""
 
+import sys
 from collections.abc import Collection, Iterable, Sequence
+from typing import TextIO
+
+
+def say(line: str, to: TextIO | None = None) -> None:
+    """Write ``line`` and its newline to ``to`` (standard output by default) in one call, and flush it.
+
+    `print` writes the newline in a second call. torchrun starts its processes unbuffered (``python -u``), so with
+    `print` the lines of several processes run into one another.
+    """
+    stream = sys.stdout if to is None else to
+    stream.write(f'{line}\n')
+    stream.flush()
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> list[str]:

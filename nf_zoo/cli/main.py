@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import CheckFailed, Parser, UserError, nearest
-from ..text import columns
+from ..text import columns, say
 from .hub import COMMANDS as HUB_COMMANDS
 from .hub import NAME
 
@@ -55,7 +55,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _train(argv: Sequence[str]) -> int | None:
-    from ..train import main as train
+    from .train import main as train
 
     return train(argv)
 
@@ -313,8 +313,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ..hub.huggingface import redact
 
             text = redact(text)
-        print(f'nf-zoo: error: {" ".join(text.split())}', file=sys.stderr)
+        say(f'nf-zoo: error: {" ".join(text.split())}', sys.stderr)
         return 1 if isinstance(error, CheckFailed) else 2
     except KeyboardInterrupt:
-        print('nf-zoo: interrupted', file=sys.stderr)
+        say('nf-zoo: interrupted', sys.stderr)
         return 130

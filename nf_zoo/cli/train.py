@@ -6,6 +6,7 @@ from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from ..errors import Parser
+from ..text import say
 from ..train.progress import Interrupted
 from ..train.recipe import add_options, load_recipe
 from ..train.start import train
@@ -39,12 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ..train.plan import describe
 
         for line in describe(recipe):
-            print(line, flush=True)
+            say(line)
         return 0
     try:
-        train(recipe, log=lambda line: print(line, flush=True))
+        train(recipe, log=say)
     except KeyboardInterrupt as stopped:
         if not int(os.environ.get('RANK', 0)):  # of several processes, one says it
-            print(f'nf-zoo: {stopped if isinstance(stopped, Interrupted) else "stopped"}', file=sys.stderr)
+            say(f'nf-zoo: {stopped if isinstance(stopped, Interrupted) else "stopped"}', sys.stderr)
         return 130
     return 0

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..text import say
 from .build import Log
 from .engine import Run
 from .processes import Processes
 from .recipe import Recipe
 
 
-def train(recipe: Recipe, *, log: Log = print, bar: bool | None = None) -> dict[str, Any]:
+def train(recipe: Recipe, *, log: Log = say, bar: bool | None = None) -> dict[str, Any]:
     """Run ``recipe`` and return what its result.json says. Under torchrun, this is one of the processes of the run.
 
     ``bar`` shows a progress bar on stderr; by default, where stderr is a terminal. Raises `UserError` for bad input or

@@ -41,9 +41,9 @@ if __name__ == '__main__':
     place, options = Path(sys.argv[1]), yaml.safe_load(sys.argv[2])
     if len(sys.argv) > 3:
         # through the command, so that what it prints is what a user sees
-        import nf_zoo.train
+        import nf_zoo.cli.train
 
-        nf_zoo.train.main = lambda argv: stop_at(5, signal.SIGKILL, place / 'dying', options)
+        nf_zoo.cli.train.main = lambda argv: stop_at(5, signal.SIGKILL, place / 'dying', options)
         sys.exit(main(['train']))
     train(toy_recipe(place / 'whole', **options), bar=False)
     stop_at(8, signal.SIGTERM, place / 'pieces', options)

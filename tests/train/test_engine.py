@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from train_toys import run_toy, toy_recipe, toy_set, toys  # noqa: F401
 
 import nf_zoo  # noqa: F401
+from nf_zoo.cli.train import main
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.train import Recipe, build, evaluate, load_recipe, main, train
+from nf_zoo.train import Recipe, build, evaluate, load_recipe, train
 from nf_zoo.train.compare import read_runs
 from nf_zoo.train.data import memory as data_module
 from nf_zoo.train.data.memory import MemoryData, seed_everything
