@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError, nearest
-from ..folding.blocks import Standardize
-from ..layers.input_norm import InputNormConv2d
+from ..layers.input_norm import InputNormConv2d, Standardize
 from ..layers.std_conv import plain_conv
 
 

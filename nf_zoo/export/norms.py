@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..folding.blocks import PostBlock, Standardize
-from ..layers.input_norm import InputNormConv2d
+from ..folding.blocks import PostBlock
+from ..layers.input_norm import InputNormConv2d, Standardize
 from ..layers.std_conv import plain_conv
 
 

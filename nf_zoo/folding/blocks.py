@@ -10,59 +10,13 @@ from timm.layers import EcaModule, EffectiveSEModule, SEModule
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..layers.input_norm import InputNormConv2d, standardize
+from ..layers.affine_conv import Fill, Scale, Shift, add_bias
+from ..layers.input_norm import InputNormConv2d, Standardize
 from ..layers.std_conv import plain_conv
 from ..net.network import PadShortcut
 
 Act = Callable[..., nn.Module]
 Convs = tuple[nn.Module, nn.Module, nn.Module | None]
-
-
-class Standardize(nn.Module):
-    """The normalisation of an ``InputNormConv2d`` by itself, for a tensor that two convolutions use."""
-
-    def __init__(self, norm: str, eps: float):
-        super().__init__()
-        self.norm = norm
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return standardize(x, self.norm, self.eps)
-
-    def extra_repr(self) -> str:
-        return f'norm={self.norm}'
-
-
-class Fill(nn.ConstantPad2d):
-    """Padding with a constant that is a part of the state_dict: the operator wants a number, not a tensor."""
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.value, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.value = float(state)
-
-
-class Scale(nn.Module):
-    """gain x, with one gain: what stays of a factor that nothing can take up."""
-
-    def __init__(self, gain: Tensor):
-        super().__init__()
-        self.gain = nn.Parameter(gain.detach().clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gain * x
-
-
-class Shift(nn.Module):
-    """x + b, with one b or one for each channel, in a shape that asks for no other operator."""
-
-    def __init__(self, bias: Tensor):
-        super().__init__()
-        self.bias = nn.Parameter(bias.detach().view(-1, 1, 1).clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias
 
 
 # ---- moving constants
@@ -115,34 +69,6 @@ def scale_input(module: nn.Module, factor: float | Tensor) -> None:
     else:
         assert isinstance(module, nn.Conv1d | nn.Conv2d)
         module.weight.mul_(factor)
-
-
-def add_bias(module: nn.Module, bias: Tensor) -> None:
-    """Let ``module``, a convolution or a sequence that ends with one, add ``bias`` (1,) or (out,) to what it gave."""
-    conv = module[-1] if isinstance(module, nn.Sequential) else module
-    assert isinstance(conv, nn.Conv2d)
-    bias = bias.detach().to(conv.weight.dtype).expand(conv.out_channels)
-    conv.bias = nn.Parameter(bias.clone() if conv.bias is None else conv.bias.detach() + bias)
-
-
-@torch.no_grad()
-def biased(conv: nn.Module, before: Tensor, after: Tensor | None = None) -> nn.Module:
-    """conv(x + before) + after, of plain parts; ``before`` is (1,) or (in,), ``conv`` is changed.
-
-    A bias before the convolution goes into its own where nothing is padded. Where zeros are padded, which have no bias,
-    one for all channels becomes a padding with minus that bias, and one for each channel stays a sum.
-    """
-    if after is not None:
-        add_bias(conv, after)
-    assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
-    if any(conv.padding) and before.numel() > 1:
-        return nn.Sequential(OrderedDict(bias=Shift(before), conv=conv)).train(conv.training)
-    add_bias(conv, (conv.weight * before.view(1, -1, 1, 1)).sum((1, 2, 3)))
-    if not any(conv.padding):
-        return conv
-    (rows, columns), conv.padding = conv.padding, (0, 0)
-    fill = Fill((columns, columns, rows, rows), -before.item())
-    return nn.Sequential(OrderedDict(pad=fill, conv=conv)).train(conv.training)
 
 
 def attended(conv: nn.Module, attn: nn.Module | None, gain: float) -> nn.Module:

@@ -13,10 +13,11 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 from ..errors import UserError
+from ..layers.affine_conv import Shift, add_bias
 from ..layers.input_norm import InputNormConv2d
 from ..layers.std_conv import WeightConv2d
 from ..net.network import Bias, ResNet
-from .blocks import PlainBlock, PreBlock, Shift, add_bias, affine, normed, scale_input, scale_output, then_affine
+from .blocks import PlainBlock, PreBlock, affine, normed, scale_input, scale_output, then_affine
 from .timm_blocks import StdConv, plain_act, plain_block, plain_std_conv
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError, nearest
-from .std_conv import FactorConv2d
+from .affine_conv import FactorConv2d
 
 NORMS = ('sample', 'tensor', 'l2')
 
@@ -21,6 +21,21 @@ def standardize(x: Tensor, norm: str, eps: float) -> Tensor:
         var, mean = torch.var_mean(x, unbiased=False)
         return (x - mean) * torch.rsqrt(var + eps)
     return F.normalize(x, p=2.0, dim=1)
+
+
+class Standardize(nn.Module):
+    """The normalisation of an ``InputNormConv2d`` by itself, for a tensor that two convolutions use."""
+
+    def __init__(self, norm: str, eps: float):
+        super().__init__()
+        self.norm = norm
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return standardize(x, self.norm, self.eps)
+
+    def extra_repr(self) -> str:
+        return f'norm={self.norm}'
 
 
 class _InputNormConv(torch.autograd.Function):

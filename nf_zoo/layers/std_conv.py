@@ -1,4 +1,4 @@
-"""Convolutions that normalise their weight instead of their output, or are given factors and biases.
+"""Convolutions that normalise their weight instead of their output.
 
 Each is an ``nn.Conv2d`` with the same weight and bias; ``fuse()`` gives the plain convolution that computes the same,
 where there is one (timm's ``reparameterize_model`` calls it by that name).
@@ -48,46 +48,6 @@ def plain_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone())
     return conv.train(like.training)
-
-
-class FactorConv2d(nn.Conv2d):
-    """A convolution that gives weight and bias a scalar factor: a product would keep its output for backward."""
-
-    def scaled(self, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        weight, bias = self.weight, self.bias
-        if factor is not None:
-            weight = factor * weight
-            bias = factor * bias if bias is not None else None
-        return weight, bias
-
-
-class AffineConv2d(FactorConv2d):
-    """A plain convolution that takes what is added before and after it as arguments.
-
-    Where nothing is padded the sum with the input is not computed, and not kept for backward.
-    """
-
-    def forward(
-        self, x: Tensor, factor: Tensor | None = None, pre: Tensor | None = None, post: Tensor | None = None
-    ) -> Tensor:
-        """factor * conv(x + pre) + post: a scalar, and biases that are one scalar or have one for each channel."""
-        return self.affine(x, factor, pre, post)
-
-    def fuse(self) -> nn.Module:
-        """The plain convolution without the arguments, which are the block's."""
-        return plain_conv(self, self.weight, self.bias)
-
-    def affine(self, x: Tensor, factor: Tensor | None, pre: Tensor | None, post: Tensor | None) -> Tensor:
-        weight, bias = self.scaled(factor)
-        if pre is not None:
-            if self.kernel_size == (1, 1):
-                shift = (weight * pre.view(1, -1, 1, 1)).sum((1, 2, 3))
-                bias = shift if bias is None else bias + shift
-            else:
-                x = x + pre.to(x.dtype).view(-1, 1, 1)
-        if post is not None:
-            bias = post.expand(self.out_channels) if bias is None else bias + post
-        return self._conv_forward(x, weight, bias)
 
 
 def standardized(weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:

@@ -22,8 +22,8 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from ..folding.blocks import PostBlock, biased, projection
-from ..layers.std_conv import AffineConv2d
+from ..folding.blocks import PostBlock, projection
+from ..layers.affine_conv import AffineConv2d, biased
 from ..net.foreign import resnet_names
 from ..net.layout import Layout, Site, cifar, conv_shape, imagenet, imagenet_basic
 from ..net.network import Bias, ResNet, biased_stem, drop_path, shortcut, squeeze_excite

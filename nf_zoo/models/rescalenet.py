@@ -25,27 +25,12 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from ..folding.blocks import PostBlock, biased
-from ..layers.std_conv import AffineConv2d, plain_conv
+from ..folding.blocks import PostBlock
+from ..layers.affine_conv import AffineConv2d, PreBiasConv2d
 from ..net.foreign import resnet_names
 from ..net.layout import Layout, Site, cifar, imagenet, imagenet_basic
 from ..net.network import Bias, ResNet, biased_stem, drop_path, pooled_projection, shortcut, squeeze_excite
 from ..net.registry import CIFAR, IMAGENET, register
-
-
-class PreBiasConv2d(AffineConv2d):
-    """W (x + b), with one b for each input channel."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs, bias=False)
-        self.pre_bias = nn.Parameter(self.weight.new_zeros(self.in_channels))
-
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return self.affine(x, factor, self.pre_bias, None)
-
-    def fuse(self) -> nn.Module:
-        """A plain convolution, behind a sum where it pads."""
-        return biased(plain_conv(self, self.weight, None), self.pre_bias)
 
 
 class RescaleBlock(nn.Module):
@@ -125,7 +110,7 @@ class RescaleNet(ResNet):
 
     def init_weights(self) -> None:
         for name, module in self.named_modules():
-            if isinstance(module, AffineConv2d):
+            if isinstance(module, AffineConv2d | PreBiasConv2d):
                 linear = 'downsample' in name
                 nn.init.kaiming_normal_(module.weight, mode='fan_in', nonlinearity='linear' if linear else 'relu')
         for block in self.modules():

@@ -22,7 +22,7 @@ from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from ..folding.blocks import PreBlock
-from ..layers.std_conv import AffineConv2d
+from ..layers.affine_conv import AffineConv2d
 from ..net.layout import Site, cifar, conv_shape, imagenet, imagenet_basic
 from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
 from ..net.registry import CIFAR, IMAGENET, register

@@ -10,8 +10,7 @@ from nf_zoo.bench.epoch import bench_epoch
 from nf_zoo.bench.exports import bench_export
 from nf_zoo.bench.measure import BENCHES, Row, bench, bench_engine, floor_of, interleaved, saved_bytes
 from nf_zoo.errors import UserError
-from nf_zoo.folding.blocks import Standardize
-from nf_zoo.layers.input_norm import InputNormConv2d
+from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
 
 
 def test_rounds_are_interleaved_and_the_first_is_not_counted():

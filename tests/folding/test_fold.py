@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 import nf_zoo
 from nf_zoo.errors import UserError
-from nf_zoo.folding.blocks import PlainBlock, Standardize
+from nf_zoo.folding.blocks import PlainBlock
 from nf_zoo.folding.network import fold
-from nf_zoo.layers.input_norm import InputNormConv2d
-from nf_zoo.layers.std_conv import AffineConv2d, WeightConv2d
+from nf_zoo.layers.affine_conv import AffineConv2d, PreBiasConv2d
+from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
+from nf_zoo.layers.std_conv import WeightConv2d
 from nf_zoo.net.network import PadShortcut
 
 # Shallow networks of every family, and the products left in them; -1: EUNNet's normalisation, which stays, and timm's
@@ -115,7 +116,7 @@ def test_the_same_function_of_plain_parts(name: str, kwargs: dict[str, Any], pro
     same(reparameterize_model(model), model, x)
 
     assert not any(m.training for m in folded.modules())
-    assert not list(children(folded, (WeightConv2d, AffineConv2d, PadShortcut, nn.BatchNorm2d)))
+    assert not list(children(folded, (WeightConv2d, AffineConv2d, PreBiasConv2d, PadShortcut, nn.BatchNorm2d)))
     blocks = list(children(folded, PlainBlock))
     assert len(blocks) == 5
     if not name.startswith('learnscalar'):

@@ -1,0 +1,147 @@
+"""Convolutions with scalar factors and with biases before and after them, and the plain modules that they become.
+
+A product or a sum with features would be kept for backward. Factors and biases therefore go into the convolution's
+weight and bias wherever nothing is padded.
+"""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .std_conv import plain_conv
+
+
+class FactorConv2d(nn.Conv2d):
+    """A convolution that multiplies its weight and its bias by a scalar instead of multiplying its output.
+
+    Autograd would save the output of a multiplication for backward.
+    """
+
+    def scaled(self, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.weight, self.bias
+        if factor is not None:
+            weight = factor * weight
+            bias = factor * bias if bias is not None else None
+        return weight, bias
+
+
+def _add_before(
+    x: Tensor, pre: Tensor, weight: Tensor, bias: Tensor | None, pointwise: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Input and bias with which the convolution gives conv(x + pre). A 1x1 convolution takes ``pre`` into its bias."""
+    if not pointwise:
+        return x + pre.to(x.dtype).view(-1, 1, 1), bias
+    shift = (weight * pre.view(1, -1, 1, 1)).sum((1, 2, 3))
+    return x, shift if bias is None else bias + shift
+
+
+class AffineConv2d(FactorConv2d):
+    """factor * conv(x + pre) + post: a plain convolution whose block owns the factor and the biases."""
+
+    def forward(
+        self, x: Tensor, factor: Tensor | None = None, pre: Tensor | None = None, post: Tensor | None = None
+    ) -> Tensor:
+        """
+        Args:
+            x: Features (N, in, H, W).
+            factor: A scalar (1,).
+            pre, post: Biases: one scalar (1,), or one number for each channel (in,) and (out,).
+        """
+        weight, bias = self.scaled(factor)
+        if pre is not None:
+            x, bias = _add_before(x, pre, weight, bias, self.kernel_size == (1, 1))
+        if post is not None:
+            bias = post.expand(self.out_channels) if bias is None else bias + post
+        return self._conv_forward(x, weight, bias)
+
+    def fuse(self) -> nn.Conv2d:
+        """The plain convolution. Factor and biases belong to the block, whose ``fuse`` adds them."""
+        return plain_conv(self, self.weight, self.bias)
+
+
+class PreBiasConv2d(FactorConv2d):
+    """W (x + b): a convolution with one bias b for each input channel, ``pre_bias`` (in,), and none behind it."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs, bias=False)
+        self.pre_bias = nn.Parameter(self.weight.new_zeros(self.in_channels))
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """``x`` (N, in, H, W); ``factor``: a scalar (1,) that multiplies the output."""
+        weight, _ = self.scaled(factor)
+        x, bias = _add_before(x, self.pre_bias, weight, None, self.kernel_size == (1, 1))
+        return self._conv_forward(x, weight, bias)
+
+    def fuse(self) -> nn.Module:
+        """A plain convolution. Where it pads, a :class:`Shift` adds the bias before it."""
+        return biased(plain_conv(self, self.weight, None), self.pre_bias)
+
+
+class Fill(nn.ConstantPad2d):
+    """Padding with a constant that is part of the state_dict.
+
+    The constant is a Python number, because the padding operator takes no tensor.
+    """
+
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self.value, dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.value = float(state)
+
+
+class Scale(nn.Module):
+    """gain * x with one gain: a factor that no convolution could take."""
+
+    def __init__(self, gain: Tensor):
+        super().__init__()
+        self.gain = nn.Parameter(gain.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+class Shift(nn.Module):
+    """x + b, with one b or one for each channel. b is stored as (-1, 1, 1), so that the sum needs no reshape."""
+
+    def __init__(self, bias: Tensor):
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach().view(-1, 1, 1).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+def add_bias(module: nn.Module, bias: Tensor) -> None:
+    """Add ``bias``, (1,) or (out,), to the output of ``module``: a convolution, or a sequence that ends with one."""
+    conv = module[-1] if isinstance(module, nn.Sequential) else module
+    assert isinstance(conv, nn.Conv2d)
+    bias = bias.detach().to(conv.weight.dtype).expand(conv.out_channels)
+    conv.bias = nn.Parameter(bias.clone() if conv.bias is None else conv.bias.detach() + bias)
+
+
+@torch.no_grad()
+def biased(conv: nn.Module, before: Tensor, after: Tensor | None = None) -> nn.Module:
+    """conv(x + before) + after as plain modules. Changes ``conv``.
+
+    Zero padding must not receive the bias. A scalar bias is folded by padding with -bias instead of 0; a bias per
+    channel stays an Add.
+
+    Args:
+        conv: A plain convolution.
+        before: One scalar (1,), or one number for each input channel (in,).
+        after: One scalar (1,), or one number for each output channel (out,).
+    """
+    if after is not None:
+        add_bias(conv, after)
+    assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
+    if any(conv.padding) and before.numel() > 1:
+        return nn.Sequential(OrderedDict(bias=Shift(before), conv=conv)).train(conv.training)
+    add_bias(conv, (conv.weight * before.view(1, -1, 1, 1)).sum((1, 2, 3)))
+    if not any(conv.padding):
+        return conv
+    (rows, columns), conv.padding = conv.padding, (0, 0)
+    fill = Fill((columns, columns, rows, rows), -before.item())
+    return nn.Sequential(OrderedDict(pad=fill, conv=conv)).train(conv.training)
