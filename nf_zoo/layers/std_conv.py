@@ -1,7 +1,7 @@
 """Convolutions that normalise their weight instead of their output.
 
-Each is an ``nn.Conv2d`` with the same weight and bias; ``fuse()`` gives the plain convolution that computes the same,
-where there is one (timm's ``reparameterize_model`` calls it by that name).
+Each is an ``nn.Conv2d`` that stores an ordinary weight and bias. ``fuse()`` gives the plain convolution that computes
+the same. timm's ``reparameterize_model`` calls it by that name.
 """
 
 from typing import Any
@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Var(gamma a(x)) = 1 for x ~ N(0, 1): Brock, De, Smith (2021), section 4.3, with the sampled values of their code.
+# Var(gamma a(x)) = 1 for x ~ N(0, 1): Brock, De, Smith (2021), section 4.3. These are the values of the released code,
+# estimated from samples; the exact ones are 1.712859 and 1.787187.
 GAMMA = {'relu': 1.7139588594436646, 'silu': 1.7881293296813965}
 
 
 class WeightConv2d(nn.Conv2d):
-    """A convolution with the weight W' = ``effective_weight()``, a function of the stored one."""
+    """A convolution whose weight W' = ``effective_weight()`` is a function of the stored weight."""
 
     def effective_weight(self) -> Tensor:
-        """Weight that the convolution applies, of the stored weight's shape (out, in / groups, kh, kw)."""
+        """The weight that the convolution applies, (out, in / groups, kh, kw) as the stored one."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,7 +27,7 @@ class WeightConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """The plain convolution with this weight and bias."""
+        """The plain convolution that computes the same."""
         return plain_conv(self, self.effective_weight(), self.bias)
 
 
@@ -51,8 +52,8 @@ def plain_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2
 
 
 def standardized(weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:
-    """The weight (out, ...) with mean 0 and variance gain^2 in each output channel; ``gain`` (out,) or None for 1."""
-    # One fused kernel: standardising a weight's rows is batch normalisation of them as channels.
+    """``weight`` (out, ...) with mean 0 and variance gain^2 in each output channel. ``gain``: (out,), or None for 1."""
+    # Batch normalisation of the rows as channels computes the same in one fused kernel.
     rows = weight.reshape(1, weight.shape[0], -1)
     return F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0, eps=eps).view_as(weight)
 
@@ -60,9 +61,9 @@ def standardized(weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:
 class ScaledStdConv2d(WeightConv2d):
     r"""Scaled weight standardisation: :math:`W' = g \gamma (W - \mu) / \sqrt{N (\sigma^2 + \epsilon)}`.
 
-    :math:`\mu` and :math:`\sigma^2` (biased) of each output channel, N its fan-in, g a learned gain per output channel.
-    Brock, De, Smith (2021), section 4.3, in timm's form: the constant gamma of the activation, and a block's beta, are
-    in the convolution, where they cost nothing.
+    :math:`\mu` and :math:`\sigma^2` (biased) are those of each output channel, N is the fan-in, g a learned gain per
+    output channel. Brock, De, Smith (2021), section 4.3, in timm's form: the activation's constant gamma and a block's
+    beta are factors of the weight, where they cost nothing.
 
     Args:
         gamma: Constant factor of the weight.
@@ -81,9 +82,10 @@ class ScaledStdConv2d(WeightConv2d):
 
 
 class WeightNormConv2d(WeightConv2d):
-    """Weight normalisation: W' = g v / |v|, |v| the norm of an output channel's weights. Salimans, Kingma (2016).
+    """Weight normalisation: W' = g v / |v|, with |v| the norm of an output channel's weights. Salimans, Kingma (2016).
 
-    ``weight`` is v, ``gain`` is g, one per output channel; it starts as |v|, so that W' = v.
+    ``weight`` is v; ``gain`` is g, (out, 1, 1, 1). g starts as |v|, so that W' = v. Where v = 0, W' = g v: zero, with
+    the finite gradient g.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -95,13 +97,14 @@ class WeightNormConv2d(WeightConv2d):
         return torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
 
     def effective_weight(self) -> Tensor:
-        return self.weight * (self.gain / self.norm())
+        norm = self.norm()
+        return self.weight * (self.gain / norm.masked_fill(norm == 0, 1.0))
 
 
 class WSConv2d(WeightConv2d):
     r"""Scaled weight standardisation as released: :math:`W' = g (W - \mu) / \sqrt{\max(N \sigma^2, \epsilon)}`.
 
-    As :class:`ScaledStdConv2d`, but without gamma, and with another guard against a constant weight.
+    It differs from :class:`ScaledStdConv2d` in two points: no gamma, and the variance of a constant weight is clamped.
     """
 
     def __init__(self, *args: Any, eps: float = 1e-4, **kwargs: Any):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nf_zoo.layers import input_norm
 from nf_zoo.layers.input_norm import NORMS, InputNormConv2d, standardize
-from nf_zoo.layers.std_conv import ScaledStdConv2d
+from nf_zoo.layers.std_conv import ScaledStdConv2d, WeightNormConv2d
 
 SHAPE = dict(in_channels=4, out_channels=6, kernel_size=3, stride=2, padding=1, groups=2)
 
@@ -211,3 +211,22 @@ def test_scaled_std_conv_is_timms():
     plain = ours.fuse()
     assert type(plain) is nn.Conv2d
     torch.testing.assert_close(plain(x), ours(x), rtol=1e-12, atol=1e-12)
+
+
+def test_weight_norm_of_a_filter_that_is_zero():
+    """It gives 0 and the gradients of W' = g v there, and nothing changes for the other filters."""
+    conv, x = WeightNormConv2d(**SHAPE, dtype=torch.float64), torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    whole = conv.effective_weight().detach()
+    with torch.no_grad():
+        conv.gain.copy_(torch.rand_like(conv.gain) + 0.5)
+        conv.weight[1] = 0
+    weight = conv.effective_weight()
+    assert not weight[1].any()
+    others = [0, 2, 3, 4, 5]
+    norms = whole.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    torch.testing.assert_close(weight[others], (conv.gain * whole / norms)[others], rtol=1e-12, atol=1e-12)
+    conv(x).square().sum().backward()
+    assert conv.weight.grad.isfinite().all() and conv.gain.grad.isfinite().all()
+    plain = (weight.detach()).requires_grad_()
+    F.conv2d(x, plain, conv.bias, 2, 1, 1, 2).square().sum().backward()
+    torch.testing.assert_close(conv.weight.grad[1], (conv.gain * plain.grad)[1], rtol=1e-12, atol=1e-12)
