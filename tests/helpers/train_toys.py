@@ -64,3 +64,17 @@ def stop_at(recipe: Any, line_start: str) -> None:
     with pytest.raises(Interrupted) as stopped:
         train(recipe, log=log, bar=False)
     assert '--resume' in str(stopped.value) and '\n' not in str(stopped.value)
+
+
+def fashion(folder: Path, n: int = 6) -> Path:
+    """Files as torchvision unpacks them: a header of big-endian sizes, then the bytes."""
+    raw = folder / 'FashionMNIST' / 'raw'
+    raw.mkdir(parents=True)
+    rng = torch.Generator().manual_seed(0)
+    for split in ('train', 't10k'):
+        pixels = torch.randint(0, 256, (n, 28, 28), generator=rng, dtype=torch.uint8)
+        header = b''.join(x.to_bytes(4, 'big') for x in (0x0803, n, 28, 28))
+        (raw / f'{split}-images-idx3-ubyte').write_bytes(header + pixels.numpy().tobytes())
+        header = b''.join(x.to_bytes(4, 'big') for x in (0x0801, n))
+        (raw / f'{split}-labels-idx1-ubyte').write_bytes(header + bytes(range(n)))
+    return folder

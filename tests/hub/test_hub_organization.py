@@ -14,7 +14,8 @@ from pathlib import Path
 import nf_zoo, timm, torch
 from nf_zoo.errors import CheckFailed, UserError
 from hubs import NAME, make_model
-from nf_zoo import hub, weights
+from nf_zoo import hub
+from nf_zoo.hub import weights
 def attempt(work):
     try:
         return str(work())

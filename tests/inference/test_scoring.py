@@ -122,7 +122,7 @@ def test_an_unfinished_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_grey_images_get_the_channels_of_the_model(tmp_path: Path) -> None:
-    from test_train_data import fashion
+    from train_toys import fashion
 
     model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1])
     assert evaluate(model, 'fashion_mnist', fashion(tmp_path))['n'] == 6

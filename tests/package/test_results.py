@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nf_zoo.train.recipe import load_recipe
-from results import ROOT, files, row_of, rows, unpublished
+from tools.results import ROOT, files, row_of, rows, unpublished
 
 
 def test_the_tables_are_up_to_date() -> None:

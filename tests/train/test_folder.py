@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from picture_folders import CONFIG, equal
 from PIL import Image
 from train_toys import toy_recipe
 
@@ -13,28 +13,7 @@ from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe
 from nf_zoo.train.build import read_sets
 from nf_zoo.train.data.folder import FolderData, open_folders
-from nf_zoo.train.data.memory import Batch
 from nf_zoo.train.engine import Run
-
-CONFIG = {
-    'input_size': (3, 16, 16),
-    'interpolation': 'bilinear',
-    'mean': (0.5, 0.5, 0.5),
-    'std': (0.5, 0.5, 0.5),
-    'crop_pct': 1.0,
-}
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    for split, n in (('train', 5), ('validation', 3)):
-        for name in ('cat', 'dog'):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for i in range(n):
-                Image.fromarray(rng.integers(0, 256, (24, 20, 3), dtype=np.uint8)).save(folder / f'{i}.png')
-    return tmp_path
 
 
 def make(images: Path, **options: object) -> FolderData:
@@ -43,12 +22,6 @@ def make(images: Path, **options: object) -> FolderData:
     ).with_options(options)
     sets = open_folders(recipe.data_dir, recipe.train_split, recipe.val_split)
     return FolderData(*sets, recipe, CONFIG, torch.device('cpu'))
-
-
-def equal(a: list[Batch], b: list[Batch]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x, v) and torch.equal(y, w) for (x, y), (v, w) in zip(a, b, strict=True)
-    )
 
 
 def test_batches_do_not_depend_on_workers_or_on_where_an_epoch_starts(images: Path) -> None:

@@ -12,6 +12,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
+from train_toys import fashion
 
 from nf_zoo.errors import UserError
 from nf_zoo.train import MemorySet, Recipe, load_dataset
@@ -182,20 +183,6 @@ def test_digits_hold_a_fifth_of_each_class_out_and_keep_the_scans_grey_levels() 
     assert train.images.max() == 255 and train.images.min() == 0
     known = {image.numpy().tobytes() for image in train.images}
     assert sum(image.numpy().tobytes() in known for image in held_out.images) == 0
-
-
-def fashion(folder: Path, n: int = 6) -> Path:
-    """Files as torchvision unpacks them: a header of big-endian sizes, then the bytes."""
-    raw = folder / 'FashionMNIST' / 'raw'
-    raw.mkdir(parents=True)
-    rng = torch.Generator().manual_seed(0)
-    for split in ('train', 't10k'):
-        pixels = torch.randint(0, 256, (n, 28, 28), generator=rng, dtype=torch.uint8)
-        header = b''.join(x.to_bytes(4, 'big') for x in (0x0803, n, 28, 28))
-        (raw / f'{split}-images-idx3-ubyte').write_bytes(header + pixels.numpy().tobytes())
-        header = b''.join(x.to_bytes(4, 'big') for x in (0x0801, n))
-        (raw / f'{split}-labels-idx1-ubyte').write_bytes(header + bytes(range(n)))
-    return folder
 
 
 def test_fashion_mnist_is_grey_and_gets_three_channels_unless_the_model_takes_one(tmp_path: Path) -> None:

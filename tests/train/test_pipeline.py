@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_train_folder import images  # noqa: F401
 from timm.data import create_dataset, create_loader, resolve_data_config
 from torchvision import transforms
 

@@ -1,10 +1,7 @@
 """Several processes: the same gradients as one, exact resume, another number of processes, the end of one of them."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torchrun import HERE, torchrun
 from train_toys import outcome, run_toy, toy_recipe, toys  # noqa: F401
 
 from nf_zoo.errors import UserError
@@ -21,21 +19,6 @@ from nf_zoo.train.build import learning_rate
 from nf_zoo.train.processes import share_out
 
 pytestmark = pytest.mark.timeout(300)
-HERE = Path(__file__).parents[1] / 'helpers'
-
-
-def torchrun(*arguments: str, processes: int = 2, check: bool = True) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, 'PYTHONPATH': f'{HERE.parents[1]}{os.pathsep}{HERE}', 'PYTHONWARNINGS': 'error'}
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
-    with subprocess.Popen([*command, *arguments], env=env, stdout=-1, stderr=-1, text=True) as agent:
-        try:
-            out, error = agent.communicate(timeout=240)
-        except subprocess.TimeoutExpired:
-            agent.terminate()  # torchrun then ends its processes; killed, it would leave them behind
-            raise
-    found = subprocess.CompletedProcess(command, agent.returncode, out, error)
-    assert not check or found.returncode == 0, found.stderr
-    return found
 
 
 def test_one_batch_two_in_turn_and_two_processes_give_the_same_gradients_without_batch_normalization(

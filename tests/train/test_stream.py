@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from picture_folders import CONFIG, equal
 from PIL import Image
-from test_train_folder import CONFIG, equal
-from test_train_processes import torchrun
+from torchrun import torchrun
 from train_toys import outcome, run_toy, stop_at, toy_recipe
 
 from nf_zoo.errors import UserError

@@ -1,0 +1,1 @@
+from picture_folders import images  # noqa: F401 (a fixture)
