@@ -22,6 +22,7 @@ LearnScal.  plain, no bias         scalar s on the identity     c (s x + F(a(x))
 ConvShort   plain, no bias         none                         as IdShort, h always a conv     as IdShort      pre
 weight n.   normalised weight      conv bias, gain per channel  h + F                           He fan-out      post
 BN          plain, no bias         batch normalization          h + F (the controls)            He fan-out      both
+GN          plain, no bias         group normalization          h + F (a control)               He fan-out      post
 ==========  =====================  ===========================  ==============================  ==============  ====
 """
 

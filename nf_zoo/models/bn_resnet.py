@@ -11,11 +11,17 @@ He et al., arXiv:1603.05027, with a 1x1 convolution W as shortcut in every block
 operations in Tables 1 and 2 come from (BN's own parameters are not counted there); BN before each convolution of F and,
 as in He et al., before the pooling.
 
-Convolutions without bias. Init: He fan-out normal, BN the identity, classifier as in torch. Squeeze-and-excite stands
-at the branch's end. An image's logits depend on its batch in training mode, as with BN everywhere.
+``gn_resnet*_cifar``: the network on the left with group normalization in place of BN, after Wu, He: "Group
+normalization", ECCV 2018, arXiv:1803.08494. A group has 8 channels. This is what users take when a batch is small. An
+image's logits do not depend on its batch here.
+
+Convolutions without bias. Init: He fan-out normal, BN and group normalization the identity, classifier as in torch.
+Squeeze-and-excite stands at the branch's end. With BN an image's logits depend on its batch in training mode. The
+normalisations are called ``bn1``, ``bn2`` in both, as in timm's own networks with group normalization.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -29,8 +35,15 @@ from ..net.network import PadShortcut, ResNet, drop_path, squeeze_excite
 from ..net.registry import CIFAR, register
 
 
-class BNBlock(nn.Module):
-    """x' = relu(h(x) + F(x)), F two convolutions with BN after each."""
+def group_norm(channels: int, **dd: Any) -> nn.GroupNorm:
+    """Group normalization in groups of 8 channels; ``channels`` is a multiple of 8."""
+    return nn.GroupNorm(channels // 8, channels, **dd)
+
+
+class NormBlock(nn.Module):
+    """x' = relu(h(x) + F(x)), F two convolutions with a normalisation ``norm`` after each."""
+
+    norm: Callable[..., nn.Module]
 
     def __init__(
         self,
@@ -44,9 +57,9 @@ class BNBlock(nn.Module):
         first, second = site.convs
         self.downsample = PadShortcut(site) if site.transition else None
         self.conv1 = nn.Conv2d(**first, bias=False, **dd)
-        self.bn1 = nn.BatchNorm2d(site.mid_chs, **dd)
+        self.bn1 = self.norm(site.mid_chs, **dd)
         self.conv2 = nn.Conv2d(**second, bias=False, **dd)
-        self.bn2 = nn.BatchNorm2d(site.out_chs, **dd)
+        self.bn2 = self.norm(site.out_chs, **dd)
         self.attn = squeeze_excite(attn_layer, site.out_chs, **dd)
         self.drop_path = drop_path(site)
 
@@ -57,9 +70,22 @@ class BNBlock(nn.Module):
             f = 2 * self.attn(f)
         return (h + self.drop_path(f)).relu_()
 
+
+class GNBlock(NormBlock):
+    """Group normalization after each convolution. It depends on the image, so folding leaves it."""
+
+    norm = staticmethod(group_norm)
+
+
+class BNBlock(NormBlock):
+    """BN after each convolution."""
+
+    norm = nn.BatchNorm2d
+
     def fuse(self) -> PostBlock:
         """The block at inference: BN in the convolutions."""
         plain = deepcopy(self)
+        assert isinstance(plain.bn1, nn.BatchNorm2d) and isinstance(plain.bn2, nn.BatchNorm2d)
         convs = normed(plain.conv1, plain.bn1), normed(plain.conv2, plain.bn2), None
         return PostBlock(convs, plain.downsample, plain.attn, gain=1.0 if self.attn is None else 2.0)
 
@@ -108,20 +134,26 @@ class BNPreBlock(nn.Module):
 
 
 class BNResNet(ResNet):
+    block_type: type[NormBlock] = BNBlock
+
     def conv(self, shape: dict[str, Any], **dd: Any) -> nn.Conv2d:
         return nn.Conv2d(**shape, bias=False, **dd)
 
     def block(self, site: Site, **kwargs: Any) -> nn.Module:
-        return BNBlock(site, **kwargs)
+        return self.block_type(site, **kwargs)
 
     def make_stem(self, plan: Layout, in_chans: int, **dd: Any) -> nn.Sequential:
         conv, *rest = super().make_stem(plan, in_chans, **dd).named_children()
-        return nn.Sequential(OrderedDict([conv, ('bn', nn.BatchNorm2d(plan.stem_chs, **dd)), *rest]))
+        return nn.Sequential(OrderedDict([conv, ('bn', self.block_type.norm(plan.stem_chs, **dd)), *rest]))
 
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
+
+
+class GNResNet(BNResNet):
+    block_type = GNBlock
 
 
 class BNPreResNet(BNResNet):
@@ -135,15 +167,16 @@ class BNPreResNet(BNResNet):
         return nn.Sequential(OrderedDict(bn=nn.BatchNorm2d(chs, **dd), act=nn.ReLU()))
 
 
-register(
-    BNResNet,
-    {
-        'bn_resnet20_cifar': dict(layout=cifar, depths=(3, 3, 3)),
-        'bn_resnet56_cifar': dict(layout=cifar, depths=(9, 9, 9)),
-        'bn_resnet110_cifar': dict(layout=cifar, depths=(18, 18, 18)),
-    },
-    CIFAR,
-)
+for _net, _family in ((BNResNet, 'bn_resnet'), (GNResNet, 'gn_resnet')):
+    register(
+        _net,
+        {
+            f'{_family}20_cifar': dict(layout=cifar, depths=(3, 3, 3)),
+            f'{_family}56_cifar': dict(layout=cifar, depths=(9, 9, 9)),
+            f'{_family}110_cifar': dict(layout=cifar, depths=(18, 18, 18)),
+        },
+        CIFAR,
+    )
 register(
     BNPreResNet,
     {

@@ -5,6 +5,7 @@ residual blocks for effective ResNet training without batch normalization", arXi
 
 F is two or three plain convolutions without bias, the activation a between. h is x (IdShort), s x with a learned scalar
 s that starts at 1 (LearnScalar), or a strided 1x1 convolution of z (ConvShort; in all three where the shape changes).
+In the 6n + 2 layout IdShort and LearnScalar take He et al.'s parameter-free shortcut of z where the shape changes.
 
 Init: He fan-out normal (equation 2), which keeps the variance of the gradients; then each layer's weights are
 standardised to zero mean and the rule's deviation, exactly. ``init='brock'`` is what the paper compares with (equation
@@ -26,8 +27,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError, nearest
 from ..folding.blocks import PreBlock
-from ..net.layout import Site, cifar_wide, cifar_wide_basic, conv_shape, imagenet, imagenet_basic
-from ..net.network import ResNet, drop_path, squeeze_excite
+from ..net.layout import Site, cifar, cifar_wide, cifar_wide_basic, conv_shape, imagenet, imagenet_basic
+from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
 from ..net.registry import CIFAR, IMAGENET, register
 
 C = 0.5**0.5
@@ -47,9 +48,8 @@ class IdShortBlock(nn.Module):
         dd: dict[str, Any] = dict(device=device, dtype=dtype)
         conv = partial(nn.Conv2d, bias=False, **dd)
         first, second, *third = site.convs
-        projection = conv_shape(site.in_chs, site.out_chs, 1, site.stride)
         self.c = C
-        self.downsample = conv(**projection) if self.projects(site) else None
+        self.downsample = self.shortcut(site, lambda s: conv(**conv_shape(s.in_chs, s.out_chs, 1, s.stride)))
         self.conv1 = conv(**first)
         self.conv2 = conv(**second)
         self.conv3 = conv(**third[0]) if third else None
@@ -57,9 +57,9 @@ class IdShortBlock(nn.Module):
         self.drop_path = drop_path(site)
 
     @staticmethod
-    def projects(site: Site) -> bool:
-        """Whether the shortcut is a convolution."""
-        return site.transition
+    def shortcut(site: Site, projection: Callable[[Site], nn.Module]) -> nn.Module | None:
+        """What the shortcut does to z; None where the shortcut takes x."""
+        return shortcut(site, projection)
 
     def identity(self, x: Tensor) -> Tensor:
         """The shortcut where it isn't a convolution."""
@@ -99,8 +99,8 @@ class ConvShortBlock(IdShortBlock):
     """x' = c (h + F(z)), z = a(x), h = W z."""
 
     @staticmethod
-    def projects(site: Site) -> bool:
-        return True
+    def shortcut(site: Site, projection: Callable[[Site], nn.Module]) -> nn.Module:
+        return projection(site)
 
 
 def _draw(weight: Tensor, variance: float, dims: tuple[int, ...]) -> None:
@@ -164,6 +164,15 @@ for _net, _family in (
             f'{_family}101': dict(layout=imagenet, depths=(3, 4, 23, 3)),
         },
         IMAGENET,
+    )
+    register(
+        _net,
+        {
+            f'{_family}20_cifar': dict(layout=cifar, depths=(3, 3, 3)),
+            f'{_family}56_cifar': dict(layout=cifar, depths=(9, 9, 9)),
+            f'{_family}110_cifar': dict(layout=cifar, depths=(18, 18, 18)),
+        },
+        CIFAR,
     )
     register(
         _net,

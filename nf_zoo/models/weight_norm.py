@@ -5,8 +5,8 @@ arXiv:2008.07970, sections 3.2 and 3.3.
 
 The ResNet of He et al. without batch normalization; every convolution (F's, the shortcut's, the stem's) has a
 normalised weight and a bias, so that there are as many parameters as with batch normalization. h is the identity or,
-where the shape changes, a strided 1x1 convolution. :meth:`WNResNet.clip_grad` is the paper's other half: gradients are
-clipped to a norm that changes with the epoch.
+where the shape changes, a strided 1x1 convolution (CIFAR layouts: He et al.'s parameter-free shortcut).
+:meth:`WNResNet.clip_grad` is the paper's other half: gradients are clipped to a norm that changes with the epoch.
 
 Init: He fan-out normal, g = |v|, biases 0, classifier as in torch: at first the network is the plain one without
 normalization, in which the variance of features and gradients grows with every block.
@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from ..folding.blocks import PostBlock
 from ..layers.std_conv import WeightNormConv2d
-from ..net.layout import Site, conv_shape, imagenet, imagenet_basic
+from ..net.layout import Site, cifar, conv_shape, imagenet, imagenet_basic
 from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
-from ..net.registry import IMAGENET, register
+from ..net.registry import CIFAR, IMAGENET, register
 
 
 class WNBlock(nn.Module):
@@ -100,6 +100,17 @@ register(
         'wn_resnet18': dict(layout=imagenet_basic, depths=(2, 2, 2, 2)),
         'wn_resnet34': dict(layout=imagenet_basic, depths=(3, 4, 6, 3)),
         'wn_resnet50': dict(layout=imagenet, depths=(3, 4, 6, 3)),
+        'wn_resnet101': dict(layout=imagenet, depths=(3, 4, 23, 3)),
+        'wn_resnet152': dict(layout=imagenet, depths=(3, 8, 36, 3)),
     },
     IMAGENET,
+)
+register(
+    WNResNet,
+    {
+        'wn_resnet20_cifar': dict(layout=cifar, depths=(3, 3, 3)),
+        'wn_resnet56_cifar': dict(layout=cifar, depths=(9, 9, 9)),
+        'wn_resnet110_cifar': dict(layout=cifar, depths=(18, 18, 18)),
+    },
+    CIFAR,
 )

@@ -29,5 +29,6 @@ def resnet_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, T
         renamed[name] = value
     if foreign:
         missing = own.keys() - renamed.keys()
-        renamed |= {name: own[name] for name in missing if not name.endswith('.weight') or '.downsample.' in name}
+        kept = (n for n in missing if not n.endswith('.weight') or own[n].ndim == 1 or '.downsample.' in n)
+        renamed |= {name: own[name] for name in kept}
     return renamed

@@ -30,6 +30,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ('bn_resnet20_cifar', {}, 0),
     ('bn_resnet20_cifar', SE, 5),
     ('convshort_resnet18_cifar', {}, 0),
+    ('convshort_resnet20_cifar', {}, 0),
     ('convshort_resnet50', SE, 5),
     ('dm_nf_regnet_b0', {}, 6),  # squeeze-and-excite, and gamma behind the last features
     ('dm_nf_resnet50', {}, 1),  # gamma behind the last features
@@ -46,8 +47,10 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ('fixup_resnet50', {}, 0),
     ('idshort_resnet18', {}, 1),  # the stem is a feature level, and no convolution follows on the skip path
     ('idshort_resnet18_cifar', SE, 5),
+    ('idshort_resnet20_cifar', {}, 0),
     ('idshort_resnet50_cifar', {}, 0),
     ('learnscalar_resnet18_cifar', {}, 2),  # the scalars that are 0 or negative
+    ('learnscalar_resnet20_cifar', {}, 2),
     ('learnscalar_resnet50', dict(SE, output_stride=8), 6),
     ('nf_regnet_b0', {}, 5),
     ('nf_regnet_b0', dict(output_stride=8, drop_path_rate=0.5), -1),
@@ -62,6 +65,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ('skipinit_resnet20_cifar', SE, 10),
     ('skipinit_resnet50', dict(output_stride=8), 0),
     ('wn_resnet18', dict(drop_conv_rate=0.5), 0),
+    ('wn_resnet20_cifar', SE, 5),
     ('wn_resnet50', SE, 5),
 ]
 FAMILIES = [

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from nf_zoo.analysis.catalogue import measure
+from nf_zoo.folding.network import fold
 from nf_zoo.net.network import PadShortcut
 
 
@@ -19,6 +20,7 @@ from nf_zoo.net.network import PadShortcut
 )
 def test_sizes_of_the_6n_plus_2_layout(name: str, params: int, macs: int) -> None:
     assert measure(name) == dict(params=params, macs=macs)
+    assert measure(name.replace('bn_', 'gn_')) == dict(params=params, macs=macs)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,37 @@ def test_the_postactivation_block_is_its_equation() -> None:
 
 
 @torch.no_grad()
+def test_a_group_of_the_group_normalized_control_has_eight_channels() -> None:
+    model = timm.create_model('gn_resnet20_cifar', depths=(1, 1, 1)).double()
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    assert [norm.num_channels // norm.num_groups for norm in norms] == [8] * 7
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    block, x = model.stages[0][0], torch.randn(2, 16, 5, 5, dtype=torch.float64)
+
+    def normalized(f: torch.Tensor) -> torch.Tensor:
+        groups = f.view(2, 2, -1)
+        variance, mean = torch.var_mean(groups, 2, correction=0, keepdim=True)
+        return ((groups - mean) / (variance + 1e-5).sqrt()).view_as(f)
+
+    f = normalized(block.conv2(normalized(block.conv1(x)).clamp(min=0)))
+    torch.testing.assert_close(block(x.clone()), (x + f).clamp(min=0))
+
+
+@torch.no_grad()
+def test_folding_leaves_the_group_normalization() -> None:
+    model = timm.create_model('gn_resnet20_cifar', depths=(1, 1, 1)).double().eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.GroupNorm):
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_(std=0.5)
+    folded = fold(model)
+    kinds = [sum(isinstance(m, kind) for m in folded.modules()) for kind in (nn.GroupNorm, nn.Conv2d)]
+    assert kinds == [7, 7]
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('name', ['bn_preresnet18_cifar', 'bn_preresnet50_cifar'])
 def test_the_preactivation_block_is_its_equation(name: str) -> None:
     model = perturbed(name, (2, 1, 1, 1))
@@ -109,6 +142,8 @@ def test_the_init_is_torchvisions(name: str) -> None:
     [
         ('bn_resnet20_cifar', 'eunnet20_cifar', (1, 2, 1)),
         ('bn_resnet20_cifar', 'nf_resnet20_cifar', (1, 2, 1)),
+        ('bn_resnet20_cifar', 'gn_resnet20_cifar', (1, 2, 1)),
+        ('bn_resnet20_cifar', 'convshort_resnet20_cifar', (1, 2, 1)),
         ('bn_preresnet18_cifar', 'convshort_resnet18_cifar', (1, 2, 1, 1)),
     ],
 )
@@ -120,5 +155,5 @@ def test_the_controls_convolutions_initialise_a_method(control: str, name: str, 
     torch.manual_seed(1)
     model = timm.create_model(name, depths=depths, pretrained=True, pretrained_cfg_overlay=overlay)
     for key, value in model.state_dict().items():
-        taken = key.endswith('.weight') or key == 'head.fc.bias'
+        taken = key in source and (key.endswith('.weight') and value.ndim > 1 or key == 'head.fc.bias')
         assert torch.equal(value, (source if taken else start)[key]), key

@@ -46,6 +46,26 @@ def test_the_imagenet_layout_counts_the_same_blocks() -> None:
     assert measure('learnscalar_resnet50')['params'] == 23_454_912 + 2_049_000 + 12
 
 
+@pytest.mark.parametrize(('depth', 'control'), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
+def test_the_6n_plus_2_layout_has_the_controls_convolutions(depth: int, control: int) -> None:
+    """Without batch normalization's parameters; LearnScalar has a scalar for each identity, ConvShort its shortcuts."""
+    n = (depth - 2) // 6
+    plain = control - 2 * (16 + 2 * n * (16 + 32 + 64))
+    shortcuts = n * (16**2 + 32**2 + 64**2) - (32**2 - 16 * 32) - (64**2 - 32 * 64)
+    found = [measure(f'{family}{depth}_cifar')['params'] for family in FAMILIES]
+    assert found == [plain, plain + 3 * n - 2, plain + shortcuts]
+
+
+@pytest.mark.parametrize('family', ['idshort_resnet', 'learnscalar_resnet'])
+@torch.no_grad()
+def test_a_transition_of_the_6n_plus_2_layout_pads_what_was_activated(family: str) -> None:
+    block = timm.create_model(f'{family}20_cifar', depths=(1, 1, 1)).stages[1][0]
+    x = torch.randn(2, 16, 6, 6)
+    z = x.clamp(min=0)
+    h = torch.cat([z[:, :, ::2, ::2], torch.zeros(2, 16, 3, 3)], dim=1)
+    torch.testing.assert_close(block(x), 0.5**0.5 * (h + block.conv2(block.conv1(z).clamp(min=0))))
+
+
 @per_family
 @pytest.mark.parametrize('bottleneck', [False, True])
 @pytest.mark.parametrize('transition', [False, True])

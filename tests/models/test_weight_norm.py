@@ -19,6 +19,9 @@ from nf_zoo.layers.std_conv import WeightNormConv2d
         ('wn_resnet18', 11_689_512, 1_814_073_344),
         ('wn_resnet34', 21_797_672, 3_663_761_408),
         ('wn_resnet50', 25_557_032, 4_089_184_256),
+        ('wn_resnet101', 44_549_160, 7_801_405_440),
+        ('wn_resnet152', 60_192_808, 11_513_626_624),
+        ('wn_resnet20_cifar', 269_722, 40_551_040),
     ],
 )
 def test_as_many_parameters_as_with_batch_normalization(name: str, params: int, macs: int) -> None:
