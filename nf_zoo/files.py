@@ -1,10 +1,15 @@
-"""Files that appear whole or not at all."""
+"""Files: written whole or not at all; JSON and safetensors read strictly."""
 
+import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import save
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .errors import UserError
@@ -35,3 +40,79 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
             plain[name] = t.clone()
         owners.add(plain[name].data_ptr())
     return save(plain, metadata={'format': 'pt'})
+
+
+def read_tensors(data: bytes, where: str | Path) -> dict[str, Tensor]:
+    """Parse the bytes of a safetensors file of weights: floating-point tensors, and counts in int64.
+
+    Args:
+        data: The whole file.
+        where: How messages name the file.
+
+    Raises:
+        UserError: ``data`` is no safetensors file, or has no tensors, or a tensor has another dtype.
+    """
+    try:
+        tensors = load(data)
+    except (SafetensorError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f'{where} is not a valid safetensors file: {reason}') from None
+    if not tensors:
+        raise UserError(f'{where} has no tensors')
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point() and tensor.dtype != torch.int64:
+            raise UserError(f'{where}: {key[:100]!r} has the dtype {tensor.dtype}; weights are floating-point numbers')
+    return tensors
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor that holds NaN or infinity, or a float64 value too large for float32; None if all are good.
+
+    Tensors on the meta device have no values and pass.
+    """
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.is_meta:
+            values = tensor.float() if tensor.dtype == torch.float64 else tensor
+            if not values.isfinite().all():
+                return key
+    return None
+
+
+def read_json(data: bytes, where: str | Path) -> dict[str, Any]:
+    """Parse a JSON object strictly: UTF-8, no NaN or infinity, no key twice.
+
+    Raises:
+        UserError: ``data`` is anything else; ``where`` names the file in the message.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f'{constant} is not JSON')
+
+    def finite(text: str) -> float:
+        value = float(text)
+        if value in (float('inf'), float('-inf')):
+            raise ValueError(f'{text[:20]} is too large')
+        return value
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            raise ValueError('a key occurs twice')
+        return result
+
+    try:
+        value = json.loads(data.decode(), parse_constant=refuse, parse_float=finite, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{where} is not valid JSON: {str(error).splitlines()[0][:200]}') from None
+    if not isinstance(value, dict):
+        raise UserError(f'{where} is not a JSON object')
+    return value
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn an OSError of reading ``path`` into a one-line UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from None

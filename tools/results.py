@@ -17,6 +17,7 @@ from typing import Any
 from nf_zoo.analysis.catalogue import facts
 from nf_zoo.hub.places import BUNDLED
 from nf_zoo.train.recipe import load_recipe
+from nf_zoo.train.run_folder import read_result
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / 'results' / 'runs.csv'
@@ -58,24 +59,24 @@ def unpublished() -> list[dict[str, str]]:
 
 def row_of(run: Path) -> dict[str, str]:
     """A finished run, as a row of results/runs.csv. Exits with a line for a run of no recipe in configs/."""
-    result = json.loads((run / 'result.json').read_bytes())
-    trained = result['recipe'] | {'seed': None}
-    recipes = _recipes(result['dataset']).items()
+    result = read_result(run)
+    trained = {**result.recipe, 'seed': None}
+    recipes = _recipes(result.dataset).items()
     recipe = next((name for name, known in recipes if {key: known.get(key) for key in trained} == trained), None)
     if recipe is None:
-        sys.exit(f'{run}: no recipe in configs/{result["dataset"]} has its settings')
-    metrics = result['metrics']
+        sys.exit(f'{run}: no recipe in configs/{result.dataset} has its settings')
+    metrics = result.metrics
     values = [
         recipe,
-        result['seed'],
+        result.seed,
         f'{metrics["top1"]:.2f}',
         f'{metrics["top5"]:.2f}',
         f'{metrics["loss"]:.4f}',
         metrics['n'],
-        result['epochs'],
-        f'{result["seconds"] / 60:.0f}',
-        result['hardware'],
-        result['sha256'],
+        result.epochs,
+        f'{(result.seconds or 0) / 60:.0f}',
+        result.hardware,
+        result.sha256,
     ]
     return dict(zip(RUN_COLUMNS, map(str, values), strict=True))
 

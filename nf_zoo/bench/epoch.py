@@ -68,7 +68,7 @@ def _engine(run: Run) -> Callable[[], object]:
     def epoch() -> None:
         run.updates = 0
         run.model.train()
-        with StopSignal() as stop, allocator.kept():
+        with StopSignal() as stop, allocator.keep_freed():
             run.train_epoch(0, stop)
 
     return epoch

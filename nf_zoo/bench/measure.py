@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from ..errors import UserError, nearest
 from ..layers.input_norm import InputNormConv2d, Standardize
 from ..layers.std_conv import plain_conv
+from ..saved_memory import saved_bytes
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-        with allocator.kept():  # for both, as in a run
+        with allocator.keep_freed():  # for both, as in a run
             times = interleaved({'engine': engine, 'loop': loop}, rounds)
     return [Row(f'{model}: training step', 'bare loop', times['engine'] / steps, times['loop'] / steps, 'ms')]
 
@@ -170,26 +171,6 @@ def bench_training(rounds: int = 5) -> list[Row]:
         rows.append(Row(f'{name}: kept for backward, per image', 'BN', kept[name], kept['resnet50'], 'MiB'))
         rows.append(Row(f'{name}: training step, batch 8', 'BN', times[name], times['resnet50'], 'ms'))
     return rows
-
-
-def saved_bytes(model: nn.Module, size: int = 224) -> float:
-    """Bytes per image that autograd keeps for backward: unique storages, by the difference of two batch sizes."""
-
-    def kept(batch: int) -> int:
-        storages: dict[int, int] = {}
-        tensors = []  # keeps the storages alive, so that no address is used twice
-
-        def pack(tensor: Tensor) -> Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            tensors.append(tensor)
-            return tensor
-
-        x = torch.randn(batch, getattr(model, 'in_chans', 3), size, size).to(memory_format=torch.channels_last)
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(x).sum()
-        return sum(storages.values())
-
-    return (kept(3) - kept(1)) / 2
 
 
 def _forward(model: nn.Module, x: Tensor) -> Callable[[], object]:

@@ -101,17 +101,17 @@ def load(name: str) -> tuple[nn.Module, str | None, dict[str, Any]]:
     Raises `UserError`.
     """
     if name and Path(name).is_dir():
-        from ..hub.package import read_run
+        from ..train.run_folder import load_run
 
-        model, _, result = read_run(Path(name))
+        model, _, result = load_run(Path(name))
         cfg: Any = model.pretrained_cfg
-        recipe = result.get('recipe') or {}
+        recipe = dict(result.recipe)
         size = recipe.get('val_img_size')
-        cfg.update({key: result[key] for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')})
-        cfg['label_names'] = list(result['classes'])
+        cfg.update({key: getattr(result, key) for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')})
+        cfg['label_names'] = list(result.classes)
         if size:
             cfg['input_size'] = [cfg['input_size'][0], size, size]
-        return model.eval(), str(result['dataset']), recipe
+        return model.eval(), result.dataset, recipe
     from .predict import load_model
 
     model = load_model(name)

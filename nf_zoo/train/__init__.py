@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data.memory import MemorySet, load_dataset
+    from .engine import train
     from .evaluation import evaluate
     from .progress import Interrupted
     from .recipe import Recipe, load_recipe
-    from .start import train
 
 _HOME = {
     'Interrupted': 'progress',
@@ -20,7 +20,7 @@ _HOME = {
     'evaluate': 'evaluation',
     'load_dataset': 'data.memory',
     'load_recipe': 'recipe',
-    'train': 'start',
+    'train': 'engine',
 }
 
 __all__ = ['Interrupted', 'MemorySet', 'Recipe', 'evaluate', 'load_dataset', 'load_recipe', 'train']

@@ -1,4 +1,4 @@
-"""What a step frees, the next one takes again."""
+"""Keeps freed memory in the process while it trains (glibc), instead of returning it after every step."""
 
 import ctypes
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ LIMITS = {TRIM: 64 << 20, MMAP: 32 << 20}  # to which glibc's own thresholds gro
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def keep_freed() -> Iterator[None]:
     """While entered, glibc keeps the memory that is freed; at the end it goes back to the system.
 
     Otherwise activations are given back and come again page by page, zeroed, at every step: 7,000 to 27,000 page faults

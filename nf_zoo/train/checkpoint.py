@@ -60,7 +60,39 @@ def _hash(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def tensors_of(
+    model: nn.Module, ema: nn.Module | None, best: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a checkpoint, and what the optimizer holds besides tensors. Raises `UserError`.
+
+    The names are ``model/KEY``, ``ema/KEY``, ``best/KEY`` and ``optimizer/PARAMETER/KEY``.
+    """
+    moments, plain = _optimizer_state(model, optimizer)
+    parts = {'model': model.state_dict(), 'ema': ema.state_dict() if ema else {}, 'best': best}
+    tensors = {f'{part}/{name}': t for part, found in parts.items() for name, t in found.items()}
+    return {**tensors, **moments}, plain
+
+
+def restore(
+    model: nn.Module,
+    ema: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, Tensor],
+    plain: dict[str, Any],
+) -> dict[str, Tensor]:
+    """Undo `tensors_of`; returns the best weights so far."""
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    model.load_state_dict(part('model/'))
+    if ema:
+        ema.load_state_dict(part('ema/'))
+    _restore_optimizer(model, optimizer, tensors, plain)
+    return part('best/')
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's tensors, as ``optimizer/PARAMETER/KEY``, and all else it holds."""
     names = {id(p): name for name, p in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
@@ -81,10 +113,10 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
     return tensors, {'state': plain, 'groups': groups}
 
 
-def restore_optimizer(
+def _restore_optimizer(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, Any]
 ) -> None:
-    """Undo `optimizer_state`. The tensors get their parameter's strides back, since kernels may round by layout."""
+    """Undo `_optimizer_state`. The tensors get their parameter's strides back, since kernels may round by layout."""
     parameters = dict(model.named_parameters())
     for group, saved in zip(optimizer.param_groups, plain['groups'], strict=True):
         for key, value in saved.items():

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..text import columns
-from . import report
-from .recipe import Recipe, load_recipe
+from . import report, run_folder
+from .recipe import Recipe
 
 _SEED = re.compile(r'([._/-]+\d*|\d+)$')  # what the seeds at the end of names may have in common
 
@@ -50,14 +50,14 @@ def read_runs(folders: Sequence[str | Path]) -> list[Summary]:
 
 def _read(folder: Path, name: str) -> Summary:
     try:
-        rows = report.read_csv(folder / 'summary.csv')
+        rows = report.read_csv(folder / run_folder.SUMMARY)
         if not rows:
-            raise UserError(f'{folder} is no run with a finished epoch (there is nothing in a summary.csv)')
-        recipe = load_recipe(folder / 'recipe.yaml')
+            raise UserError(f'{folder} is no run with a finished epoch (there is nothing in a {run_folder.SUMMARY})')
+        recipe = run_folder.read_recipe(folder)
         kind = 'ema' if 'ema_top1' in rows[0] else 'eval'
         missing = {'lr', 'train_loss', f'{kind}_loss', f'{kind}_top1', f'{kind}_top5'} - rows[-1].keys()
         if missing:
-            raise UserError(f'{folder}/summary.csv has no column {min(missing)}')
+            raise UserError(f'{folder}/{run_folder.SUMMARY} has no column {min(missing)}')
         summary = Summary(name, recipe, rows, kind)
         if not summary.scored:
             raise UserError(f'{folder} is a run of which no epoch has been evaluated yet')

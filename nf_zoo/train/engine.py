@@ -5,6 +5,7 @@ numpy's and torch's generators are seeded anew at every step. A run that is cont
 repeats, on a CPU bit for bit, what the uninterrupted run does.
 """
 
+import dataclasses
 import hashlib
 import math
 import time
@@ -14,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import Tensor, nn
 
 from ..errors import CheckFailed, UserError
 from ..files import tensor_bytes, write_whole
-from . import allocator, build, report
-from .checkpoint import load_newest, optimizer_state, restore_optimizer, save_checkpoint
+from ..text import say
+from . import allocator, build, report, run_folder
+from .checkpoint import load_newest, restore, save_checkpoint, tensors_of
 from .data.memory import seed_everything
 from .data.stream import StreamData
 from .diagnosis import layer_of_the_gradient, layer_of_the_output
@@ -35,8 +36,40 @@ INIT_BATCHES = 8  # as RescaleNet's official code
 SLOW_LOADER = 0.1  # the part of an epoch that training waits, from which on a line says so
 
 
+def train(recipe: Recipe, *, log: build.Log = say, bar: bool | None = None) -> dict[str, Any]:
+    """Run ``recipe`` and return the content of its result.json. Under torchrun, this is one of the run's processes.
+
+    ``bar`` shows a progress bar on standard error; by default, where that is a terminal.
+
+    Raises:
+        UserError: Bad input, or a folder that can't be written.
+        CheckFailed: A loss or a gradient is no longer finite, or another process of the run has ended.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
+    """
+    if not str(recipe.output):
+        raise UserError('where should the run go? give --output RUN')
+    with Processes(recipe.device) as processes:
+        run_folder.claim(recipe.run_dir, recipe.resume)
+        if processes.first:
+            run_folder.remove_torn_files(recipe.run_dir)
+        processes.wait()  # until all have looked whether there is a run
+        if not processes.first:
+            log, bar = _silent, False
+        begin = Run.resume if recipe.resume else Run.start
+        return begin(recipe, recipe.run_dir, log, bar, processes=processes).fit()
+
+
+def _silent(line: str) -> None:
+    pass
+
+
 class Run:
-    """A training run in its folder. ``sets``: a training and a validation set, else those that the recipe names."""
+    """A training run: its model, data and optimizer, and the loop.
+
+    The constructor builds everything in memory and writes nothing. `Run.start` and `Run.resume` make a run that is
+    ready to `fit`. ``sets`` are a training and a validation set, by default those that the recipe names; ``images`` is
+    the number of images of an update, by default that of this number of processes.
+    """
 
     def __init__(
         self,
@@ -46,18 +79,14 @@ class Run:
         bar: bool | None,
         sets: tuple[Any, Any] | None = None,
         processes: Processes | None = None,
+        images: int | None = None,
     ) -> None:
         self.recipe, self.folder, self.log, self.bar = recipe, folder, log, bar
         self.processes = processes or Processes()
         size = self.processes.size
-        found = load_newest(folder / 'checkpoints') if recipe.resume else None
-        if found:
-            same_settings(recipe, found[1]['settings'], folder)
-        # The images of an update stay those that the run began with, on however many processes it goes on.
-        began_with = found[1].get('processes', 1) if found else size
-        self.images = recipe.batch_size * recipe.grad_accum_steps * began_with
         self.batch_size, self.accumulate = recipe.batch_size, recipe.grad_accum_steps
-        if size != began_with:
+        self.images = images or self.batch_size * self.accumulate * size
+        if self.images != self.batch_size * self.accumulate * size:
             self.batch_size, self.accumulate = share_out(
                 self.images, recipe.batch_size, size, bool(recipe.mixup or recipe.cutmix)
             )
@@ -76,8 +105,6 @@ class Run:
         self.steps = self.data.train_n // self.images
         if not self.steps:
             raise UserError(f'{self.data.train_n} training images are fewer than one update takes; lower batch_size')
-        if not (found or recipe.pretrained or recipe.initial_checkpoint):
-            self._init_from_data()
         self.ema = build.build_ema(recipe, self.model)
         self.optimizer = build.build_optimizer(recipe, self.model, self.images)
         self.scheduler, self.epochs = create_scheduler_v2(
@@ -89,32 +116,69 @@ class Run:
         self.lr = groups[self.plain_group]['lr']
         self.updates, self.loss_sum, self.waited, self.scored = 0, 0.0, 0.0, self.data.val_n
         self.rows: list[report.Row] = []
+        self.times: list[report.Row] = []
         self.best: dict[str, Any] = {}
         self.best_tensors: dict[str, Tensor] = {}
-        if found:
-            self._restore(*found)
-        elif recipe.resume:
+        self.parallel: nn.Module = self.model
+        self.forward: Any = self.model
+        self.tensorboard: Any = None
+
+    @classmethod
+    def start(cls, *args: Any, **kwargs: Any) -> 'Run':
+        """A run from its beginning, with the arguments of the constructor; writes recipe.yaml. Raises `UserError`."""
+        run = cls(*args, **kwargs)
+        if not (run.recipe.pretrained or run.recipe.initial_checkpoint):
+            run._init_from_data()
+        run._open()
+        return run
+
+    @classmethod
+    def resume(
+        cls,
+        recipe: Recipe,
+        folder: Path,
+        log: build.Log,
+        bar: bool | None,
+        sets: tuple[Any, Any] | None = None,
+        processes: Processes | None = None,
+    ) -> 'Run':
+        """A run that goes on from its newest checkpoint; from the beginning, where there is none yet.
+
+        The images of an update stay those that the run began with, on however many processes it goes on.
+
+        Raises:
+            UserError: The settings are not those of the run, or every checkpoint is damaged.
+        """
+        found = load_newest(folder / run_folder.CHECKPOINTS)
+        if not found:
             log(f'{folder} has no checkpoint yet: starting from the beginning')
-        times = report.read_csv(folder / 'times.csv') if recipe.resume else []
-        self.times = [row for row in times if row['last_update'] <= self.updates]
+            return cls.start(recipe, folder, log, bar, sets, processes)
+        same_settings(recipe, found[1]['settings'], folder)
+        images = recipe.batch_size * recipe.grad_accum_steps * found[1].get('processes', 1)
+        run = cls(recipe, folder, log, bar, sets, processes, images)
+        run._restore(*found)
+        run._open()
+        return run
+
+    def _open(self) -> None:
+        """Connect the processes, and write the first files of the run."""
+        recipe = self.recipe
         self.parallel = self.processes.averaged(self.model, self.device)
         compiled = recipe.torchcompile and torch.compile(self.parallel, backend=recipe.torchcompile)
         self.forward = compiled or self.parallel
-        self.tensorboard = None
         if self.processes.first:
             if recipe.log_tensorboard:
-                self.tensorboard = report.tensorboard(folder, len(self.rows))
-            text = yaml.safe_dump(recipe.as_dict(), sort_keys=False)
-            write_whole(folder / 'recipe.yaml', text.encode())
+                self.tensorboard = report.tensorboard(self.folder, len(self.rows))
+            run_folder.write_recipe(self.folder, recipe)
 
     def fit(self) -> dict[str, Any]:
-        with StopSignal() as stop, allocator.kept():
+        with StopSignal() as stop, allocator.keep_freed():
             for epoch in range(len(self.rows), self.epochs):
                 self._epoch(epoch, stop)
         return self._finish()
 
     def _epoch(self, epoch: int, stop: StopSignal) -> None:
-        clock = report.Clock(self.folder / 'times.csv', self.times, epoch, self.updates, self.processes.first)
+        clock = report.Clock(self.folder / run_folder.TIMES, self.times, epoch, self.updates, self.processes.first)
         if self.mixup and self.recipe.mixup_off_epoch and epoch >= self.recipe.mixup_off_epoch:
             self.mixup.mixup_enabled = False
         self.model.train()
@@ -237,7 +301,7 @@ class Run:
     def _no_number(self, what: str, where: str) -> CheckFailed:
         """The end of a run; the weights before this update are those of the last checkpoint, or gone."""
         epoch, done = divmod(self.updates, self.steps)
-        newest = max((int(p.stem) for p in self.folder.glob('checkpoints/*.json')), default=None)
+        newest = max((int(p.stem) for p in self.folder.glob(f'{run_folder.CHECKPOINTS}/*.json')), default=None)
         kept = 'no checkpoint was written yet' if newest is None else f'the checkpoint of update {newest} is kept'
         return CheckFailed(
             f'{what} is no longer finite at epoch {epoch + 1}, update {done + 1} of {self.steps}, lr {self.lr:.4g}: '
@@ -254,6 +318,8 @@ class Run:
         if init:
             seed_everything(self.recipe.seed, 0, 3)
             init(x for x, _ in islice(self._laid_out(self.data.train_batches(0, 0)), INIT_BATCHES))
+            if self.ema:
+                self.ema.set(self.model)
 
     def _keep_the_best(self, epoch: int, scores: dict[str, float]) -> None:
         """The weights of the first epoch with the highest accuracy, in best.safetensors and in every checkpoint."""
@@ -263,17 +329,14 @@ class Run:
         if self.processes.first:
             source = self.ema.module if self.ema else self.model
             self.best_tensors = {name: t.detach().cpu().clone() for name, t in source.state_dict().items()}
-            write_whole(self.folder / 'best.safetensors', tensor_bytes(self.best_tensors))
+            write_whole(self.folder / run_folder.BEST, tensor_bytes(self.best_tensors))
 
     def _save(self) -> None:
         losses = [found[0] for found in self.processes.gather(self.loss_sum)]
         if not self.processes.first:
             return
-        tensors = {f'model/{name}': t for name, t in self.model.state_dict().items()}
-        if self.ema:
-            tensors |= {f'ema/{name}': t for name, t in self.ema.module.state_dict().items()}
-        tensors |= {f'best/{name}': t for name, t in self.best_tensors.items()}
-        moments, plain = optimizer_state(self.model, self.optimizer)
+        average = self.ema.module if self.ema else None
+        tensors, plain = tensors_of(self.model, average, self.best_tensors, self.optimizer)
         state = {
             'updates': self.updates,
             'processes': self.images // (self.recipe.batch_size * self.recipe.grad_accum_steps),
@@ -286,18 +349,13 @@ class Run:
             'optimizer': plain,
             'settings': self.recipe.settings(),
         }
-        folder = self.folder / 'checkpoints'
-        save_checkpoint(folder, self.updates, {**tensors, **moments}, state, self.recipe.checkpoint_hist)
-        report.write_csv(self.folder / 'summary.csv', self.rows)
+        folder = self.folder / run_folder.CHECKPOINTS
+        save_checkpoint(folder, self.updates, tensors, state, self.recipe.checkpoint_hist)
+        report.write_csv(self.folder / run_folder.SUMMARY, self.rows)
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any], damaged: list[str]) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(part('model/'))
-        if self.ema:
-            self.ema.module.load_state_dict(part('ema/'))
-        restore_optimizer(self.model, self.optimizer, tensors, state['optimizer'])
+        average = self.ema.module if self.ema else None
+        self.best_tensors = restore(self.model, average, self.optimizer, tensors, state['optimizer'])
         self.updates, self.rows, self.scored = state['updates'], state['rows'], state.get('scored', self.scored)
         # Sums go on where they were, so that they are rounded as in the uninterrupted run.
         losses = state.get('loss_sums') or [state['loss_sum']]
@@ -305,14 +363,16 @@ class Run:
         mean = sum(losses) / len(losses)
         self.loss_sum = losses[self.processes.rank] if len(losses) == size else mean
         self.gradients.sums += torch.tensor(state.get('gradient_sums', (0.0, 0.0)), dtype=torch.float64).to(self.device)
-        self.best, self.best_tensors = state.get('best', {}), part('best/')
+        self.best = state.get('best', {})
         self.lr = self.rows[-1]['lr'] if self.rows else 0.0
+        times = report.read_csv(self.folder / run_folder.TIMES)
+        self.times = [row for row in times if row['last_update'] <= self.updates]
         for name in damaged:
             self.log(f'checkpoint {name} is damaged: going back to the one before')
         if self.processes.first:
-            report.write_csv(self.folder / 'summary.csv', self.rows)
+            report.write_csv(self.folder / run_folder.SUMMARY, self.rows)
             if self.best_tensors:
-                write_whole(self.folder / 'best.safetensors', tensor_bytes(self.best_tensors))
+                write_whole(self.folder / run_folder.BEST, tensor_bytes(self.best_tensors))
         epoch = self.updates // self.steps
         self.log(f'continuing at epoch {epoch + 1}, update {self.updates - epoch * self.steps} of {self.steps}')
         if isinstance(self.data, StreamData):
@@ -332,40 +392,40 @@ class Run:
         weights = tensor_bytes(result_model.state_dict())
         last, kind = self.rows[-1], 'ema' if self.ema else 'eval'
         seconds = sum(row['train_seconds'] + row['eval_seconds'] for row in self.times)
-        result = {
-            'model': self.recipe.model,
-            'dataset': self.recipe.dataset.removeprefix('torch/'),
-            'num_classes': self.num_classes,
-            'classes': list(self.data.classes),
-            'input_size': list(self.config['input_size']),
-            'mean': list(self.config['mean']),
-            'std': list(self.config['std']),
-            'interpolation': self.config['interpolation'],
-            'crop_pct': self.config['crop_pct'],
-            'metrics': {**{key: last[f'{kind}_{key}'] for key in ('top1', 'top5', 'loss')}, 'n': self.scored},
-            'best': self.best,
-            'train_n': self.data.train_n,
-            'epochs': self.epochs,
-            'steps': self.updates,
-            'seed': self.recipe.seed,
-            'processes': self.processes.size,
-            'recipe': self.recipe.settings(),
-            'seconds': round(seconds, 1),
-            'seconds_per_epoch': round(seconds / len(self.rows), 2),
-            'hardware': report.hardware(self.device),
-            'versions': report.versions(),
-            'sha256': hashlib.sha256(weights).hexdigest(),
-            'bytes': len(weights),
-        }
+        result = run_folder.Result(
+            model=self.recipe.model,
+            dataset=self.recipe.dataset.removeprefix('torch/'),
+            num_classes=self.num_classes,
+            classes=list(self.data.classes),
+            input_size=list(self.config['input_size']),
+            mean=list(self.config['mean']),
+            std=list(self.config['std']),
+            interpolation=self.config['interpolation'],
+            crop_pct=self.config['crop_pct'],
+            metrics={**{key: last[f'{kind}_{key}'] for key in ('top1', 'top5', 'loss')}, 'n': self.scored},
+            best=self.best,
+            train_n=self.data.train_n,
+            epochs=self.epochs,
+            steps=self.updates,
+            seed=self.recipe.seed,
+            processes=self.processes.size,
+            recipe=self.recipe.settings(),
+            seconds=round(seconds, 1),
+            seconds_per_epoch=round(seconds / len(self.rows), 2),
+            hardware=report.hardware(self.device),
+            versions=report.versions(),
+            sha256=hashlib.sha256(weights).hexdigest(),
+            bytes=len(weights),
+        )
         if self.processes.first:
-            write_whole(self.folder / 'model.safetensors', weights)
+            write_whole(self.folder / run_folder.WEIGHTS, weights)
             problem = report.draw_curves(
-                self.folder / 'curves.png', self.rows, f'{self.recipe.model}, {self.recipe.dataset}'
+                self.folder / run_folder.CURVES, self.rows, f'{self.recipe.model}, {self.recipe.dataset}'
             )
             if problem:
                 self.log(problem)
             if self.tensorboard:
                 self.tensorboard.close()
-            report.write_json(self.folder / 'result.json', result)
-        self.log(f'top 1 {result["metrics"]["top1"]:.2f} % on {self.scored} images; written to {self.folder}')
-        return result
+            run_folder.write_result(self.folder, result)
+        self.log(f'top 1 {result.metrics["top1"]:.2f} % on {self.scored} images; written to {self.folder}')
+        return dataclasses.asdict(result)

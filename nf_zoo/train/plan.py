@@ -10,8 +10,8 @@ import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import nn
 
-from ..bench.measure import saved_bytes
 from ..errors import UserError
+from ..saved_memory import saved_bytes
 from . import build, report
 from .data.memory import in_memory, seed_everything
 from .gradients import Gradients

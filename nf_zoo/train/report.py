@@ -1,8 +1,7 @@
-"""What a run leaves behind for its reader: summary.csv, times.csv, curves.png and result.json."""
+"""What a run leaves behind for its reader: summary.csv, times.csv and curves.png."""
 
 import csv
 import io
-import json
 import math
 import os
 import platform
@@ -136,10 +135,6 @@ def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], titl
     figure.savefig(picture, format='png', dpi=120)
     write_whole(path, picture.getvalue())
     return None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(content, indent=2) + '\n').encode())
 
 
 def hardware(device: torch.device) -> str:

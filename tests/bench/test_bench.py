@@ -8,9 +8,10 @@ from torch import nn
 from nf_zoo import fold
 from nf_zoo.bench.epoch import bench_epoch
 from nf_zoo.bench.exports import bench_export
-from nf_zoo.bench.measure import BENCHES, Row, bench, bench_engine, floor_of, interleaved, saved_bytes
+from nf_zoo.bench.measure import BENCHES, Row, bench, bench_engine, floor_of, interleaved
 from nf_zoo.errors import UserError
 from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
+from nf_zoo.saved_memory import saved_bytes
 
 
 def test_rounds_are_interleaved_and_the_first_is_not_counted():

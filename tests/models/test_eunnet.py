@@ -8,8 +8,9 @@ import torch
 from torch.nn import functional as F
 
 import nf_zoo
-from nf_zoo.bench.measure import floor_of, saved_bytes
+from nf_zoo.bench.measure import floor_of
 from nf_zoo.layers import input_norm
+from nf_zoo.saved_memory import saved_bytes
 
 
 def count(name: str, **kwargs) -> int:

@@ -6,7 +6,7 @@ from official import OfficialNet, adopted, assert_same, shapes
 from torch import Tensor, nn
 
 from nf_zoo.analysis.catalogue import measure
-from nf_zoo.bench.measure import saved_bytes
+from nf_zoo.saved_memory import saved_bytes
 from nf_zoo.train.groups import parameter_groups
 
 PARAMS = {

@@ -8,8 +8,8 @@ from official import OfficialNet, adopted, assert_same, shapes
 from torch import Tensor, nn
 
 from nf_zoo.analysis.catalogue import measure
-from nf_zoo.bench.measure import saved_bytes
 from nf_zoo.net.layout import cifar
+from nf_zoo.saved_memory import saved_bytes
 from nf_zoo.train.groups import parameter_groups
 
 PARAMS = {'rescalenet50': 25_528_568, 'rescalenet101': 44_494_601, 'rescalenet152': 60_115_226}

@@ -26,6 +26,15 @@ def test_the_recipe_is_the_one_that_it_was_trained_by(row: dict[str, Any]) -> No
 def test_a_run_is_listed_under_the_recipe_whose_settings_it_has(tmp_path: Path) -> None:
     recipe = 'configs/cifar10/eunnet20_cifar.l2.yaml'
     result = {
+        'model': 'eunnet20_cifar',
+        'num_classes': 10,
+        'classes': list('abcdefghij'),
+        'input_size': [3, 32, 32],
+        'mean': [0.5, 0.5, 0.5],
+        'std': [0.5, 0.5, 0.5],
+        'interpolation': 'bicubic',
+        'crop_pct': 1.0,
+        'bytes': 1000,
         'dataset': 'cifar10',
         'recipe': load_recipe(ROOT / recipe).settings() | {'seed': 7},
         'seed': 7,

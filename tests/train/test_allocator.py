@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nf_zoo.train import allocator as memory
+from nf_zoo.train import allocator
 
 PAGES = (48 << 20) // resource.getpagesize()  # of a tensor above the size that glibc gives back at once
 
@@ -26,7 +26,7 @@ def resident() -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone is told to keep memory')
 def test_freed_memory_serves_again_while_it_is_kept_and_then_goes_back() -> None:
-    with memory.kept():
+    with allocator.keep_freed():
         faults()
         again, held = faults(), resident()
     assert held - resident() > PAGES / 2
@@ -37,6 +37,6 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     def none(name: None) -> None:
         raise TypeError
 
-    monkeypatch.setattr(memory.ctypes, 'CDLL', none)
-    with memory.kept():
+    monkeypatch.setattr(allocator.ctypes, 'CDLL', none)
+    with allocator.keep_freed():
         pass

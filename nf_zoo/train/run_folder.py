@@ -1,0 +1,170 @@
+"""The folder of a training run: the names of its files, the result of a finished run, and reading both back.
+
+This module is the one owner of the folder. The engine writes through it; publish, evaluate, compare and the tables of
+results read through it.
+
+    recipe.yaml          all settings of the run
+    checkpoints/         the newest checkpoints, from which ``--resume`` continues
+    summary.csv          a row for each epoch
+    times.csv            the seconds of each epoch
+    best.safetensors     the weights of the epoch with the highest accuracy
+    model.safetensors    the weights of the last epoch
+    result.json          `Result`; the last file that a run writes
+    curves.png           loss, accuracy, learning rate and gradient norm
+    tensorboard/         events, with ``log_tensorboard``
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+from torch import nn
+
+from ..errors import CheckFailed, UserError
+from ..files import not_finite, read_json, read_tensors, write_whole
+from .recipe import Recipe, load_recipe
+
+RECIPE, CHECKPOINTS, SUMMARY, TIMES = 'recipe.yaml', 'checkpoints', 'summary.csv', 'times.csv'
+BEST, WEIGHTS, RESULT, CURVES = 'best.safetensors', 'model.safetensors', 'result.json', 'curves.png'
+
+
+@dataclass(frozen=True)
+class Result:
+    """The content of result.json: the model, its data, its accuracy, and how it was trained."""
+
+    model: str
+    dataset: str
+    num_classes: int
+    classes: list[str]
+    input_size: list[int]  # channels, height, width
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    crop_pct: float
+    metrics: Mapping[str, float]  # top1 and top5 in percent, loss, n images
+    sha256: str  # of model.safetensors
+    bytes: int
+    best: Mapping[str, float] = field(default_factory=dict)  # epoch (from 0), top1, top5, loss
+    train_n: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    seed: int | None = None
+    processes: int = 1
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    seconds_per_epoch: float | None = None
+    hardware: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def architecture(self) -> str:
+        """The model's name without a pretrained tag."""
+        return self.model.partition('.')[0]
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(('model', 'dataset', 'interpolation', 'sha256', 'hardware'), str),
+    **dict.fromkeys(('num_classes', 'bytes', 'train_n', 'epochs', 'steps', 'seed', 'processes'), int),
+    **dict.fromkeys(('crop_pct', 'seconds', 'seconds_per_epoch'), (int, float)),
+    **dict.fromkeys(('classes', 'input_size', 'mean', 'std'), list),
+    **dict.fromkeys(('metrics', 'best', 'recipe', 'versions'), dict),
+}
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether ``folder`` is the output folder of a run that has finished."""
+    try:
+        return (Path(folder) / RESULT).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write recipe.yaml. Raises `UserError` if the folder can't be written."""
+    write_whole(folder / RECIPE, yaml.safe_dump(recipe.as_dict(), sort_keys=False).encode())
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The settings of the run in ``folder``, finished or not. Raises `UserError` if it holds no run."""
+    return load_recipe(folder / RECIPE)
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json. Raises `UserError` if the folder can't be written."""
+    text = json.dumps(dataclasses.asdict(result), indent=2, allow_nan=False)
+    write_whole(folder / RESULT, f'{text}\n'.encode())
+
+
+def read_result(folder: Path) -> Result:
+    """Read a finished run's result.json.
+
+    Raises:
+        UserError: The run has not finished, or the file does not describe a run.
+    """
+    path = folder / RESULT
+    if not is_run(folder):
+        raise UserError(f'{folder} is not a finished run: it has no {RESULT}; train it to its end first')
+    found = read_json(_read(path), path)
+    for f in dataclasses.fields(Result):
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and found.get(f.name) is None:
+            raise UserError(f'{path} has no {f.name}; train the run again')
+    values = {f.name: found[f.name] for f in dataclasses.fields(Result) if found.get(f.name) is not None}
+    for key, value in values.items():
+        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+            raise UserError(f'{path}: {key} has the type {type(value).__name__}; train the run again')
+    return Result(**values)
+
+
+def load_run(folder: Path) -> tuple[nn.Module, bytes, Result]:
+    """Load a finished run: the model with its weights, the bytes of its weights file, and its result.
+
+    Raises:
+        UserError: The run has not finished, or its files do not describe a model.
+        CheckFailed: The weights have changed since the run wrote them, or hold NaN or infinity.
+    """
+    result = read_result(folder)
+    path = folder / WEIGHTS
+    data = _read(path)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != result.sha256:
+        raise CheckFailed(f'{path} has changed since training (sha256 {sha256}, not {result.sha256}); train again')
+    state = read_tensors(data, path)
+    bad = not_finite(state)
+    if bad:
+        raise CheckFailed(f'{path}: {bad} holds NaN or infinity; train again with a smaller learning rate')
+    try:
+        args = {**(result.recipe.get('model_kwargs') or {}), 'in_chans': result.input_size[0]}
+        model: nn.Module = timm.create_model(result.architecture, num_classes=result.num_classes, **args)
+        model.load_state_dict(state)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        raise UserError(f'{folder / RESULT} does not describe the model of {WEIGHTS} ({reason}); train again') from None
+    return model, data, result
+
+
+def claim(folder: Path, resume: bool) -> None:
+    """Raises `UserError` if ``folder`` holds a run already and ``resume`` is not asked for."""
+    if (folder / RECIPE).exists() and not resume:
+        raise UserError(f'{folder} already holds a run: continue it with --resume, or choose another --output')
+
+
+def remove_torn_files(folder: Path) -> None:
+    """Delete what a killed process was just writing."""
+    for torn in [*folder.glob('.*.tmp'), *folder.glob(f'{CHECKPOINTS}/.*.tmp')]:
+        with suppress(OSError):
+            torn.unlink()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from None
