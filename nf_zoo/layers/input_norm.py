@@ -101,29 +101,27 @@ class _InputNormConv(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
-# Group norm with one group is the standardisation of an image, and has the fast kernel on CPUs. That kernel divides the
-# work by pixels, and only if they are many: an image is given to it as if it had 64 channels. Other devices take the
-# features as they are, for which they would have to be copied, and reduce a batch as a whole with many threads.
+# Group norm with one group is the standardisation of an image. Its kernels do not ask where a number stands in the
+# image, so an image is given to them in the order of its memory. On CPUs the fast kernel divides the work by pixels, and
+# only if they are many: there an image looks as if it had 64 channels. Other devices refuse channels_last features: there
+# it has one channel. A batch as one image has one group, hence one block of threads on a GPU: there it is reduced by
+# var_mean, which takes all of them.
 
 
-def _by_rows(x: Tensor) -> bool:
+def _is_cpu(x: Tensor) -> bool:
     return x.device.type == 'cpu'
 
 
 def _in_rows(x: Tensor, images: int) -> Tensor:
-    """``x`` as so many images of at most 64 channels, in the order of its memory. One: the batch as an image."""
-    if not _by_rows(x):
-        return x
+    """``x`` as so many images of few channels, in the order of its memory. One: the batch as an image."""
     pixels = x.permute(0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
     numel = math.prod(x.shape[1:]) * (len(x) if images == 1 else 1)
-    width = math.gcd(numel, 64)
+    width = math.gcd(numel, 64) if _is_cpu(x) else 1
     return pixels.reshape(images, numel // width, 1, width).permute(0, 3, 1, 2)
 
 
 def _from_rows(rows: Tensor, x: Tensor) -> Tensor:
     """What `_in_rows` made of ``x``, in the shape of ``x`` again."""
-    if not _by_rows(x):
-        return rows
     pixels = rows.permute(0, 2, 3, 1)
     n, c, h, w = x.shape
     if x.is_contiguous(memory_format=torch.channels_last):
@@ -133,7 +131,7 @@ def _from_rows(rows: Tensor, x: Tensor) -> Tensor:
 
 def _group_norm(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``standardize`` by 'sample' or 'tensor', mu and 1 / sigma, (N, 1) or (1, 1)."""
-    if norm == 'tensor' and not _by_rows(x):
+    if norm == 'tensor' and not _is_cpu(x):
         var, mean = torch.var_mean(x, unbiased=False)
         rstd = torch.rsqrt(var + eps)
         return (x - mean) * rstd, mean.view(1, 1), rstd.view(1, 1)
@@ -143,7 +141,7 @@ def _group_norm(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor, Tenso
 
 
 def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    if len(mean) < len(x) and not _by_rows(x):
+    if len(mean) < len(x) and not _is_cpu(x):
         y = (x - mean) * rstd
         return rstd * (grad - grad.mean() - y * (grad * y).mean())
     last = x.is_contiguous(memory_format=torch.channels_last)

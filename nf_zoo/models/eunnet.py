@@ -107,6 +107,11 @@ class EUNNet(ResNet):
         if isinstance(self.head.fc, nn.Linear):
             nn.init.normal_(self.head.fc.weight, std=self.head.fc.in_features**-0.5)
 
+    @torch.jit.ignore
+    def lr_scales(self) -> dict[str, float]:
+        """The scalars s learn at a tenth of the rate, as Fixup's authors do it. This rule is ours."""
+        return {r'^stages\.\d+\.\d+\.scale$': 0.1}
+
     @staticmethod
     def checkpoint_filter(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         """The official code's weights too; they mean ``norm='tensor'``."""

@@ -1,16 +1,19 @@
 """EUNNet against its page and its paper."""
 
 import copy
+from typing import Any
 
 import pytest
 import timm
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import nf_zoo
 from nf_zoo.bench.measure import floor_of
 from nf_zoo.layers import input_norm
 from nf_zoo.saved_memory import saved_bytes
+from nf_zoo.train.groups import parameter_groups
 
 
 def count(name: str, **kwargs) -> int:
@@ -149,3 +152,17 @@ def test_large_features_take_another_way_to_the_same_result(train, monkeypatch):
         torch.testing.assert_close(one, expected, rtol=1e-10, atol=1e-10)
         assert torch.equal(one, other)  # nothing that is used twice was overwritten
         torch.testing.assert_close(model.train(train)(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_the_scalars_and_nothing_else_learn_at_a_tenth_of_the_rate() -> None:
+    model = timm.create_model('eunnet20_cifar', device='meta')
+    slow = [name for group in parameter_groups(model, 5e-4) if group['lr_scale'] == 0.1 for name in names(model, group)]
+    assert slow == [f'stages.{i}.{j}.scale' for i in range(3) for j in range(3)]
+    plain = timm.create_model('eunnet20_cifar', scale=False, device='meta')
+    assert [group['lr_scale'] for group in parameter_groups(plain, 5e-4)] == [1.0]
+
+
+def names(model: nn.Module, group: dict[str, Any]) -> list[str]:
+    """Of the parameters in an optimizer's group."""
+    ids = {id(p) for p in group['params']}
+    return [name for name, p in model.named_parameters() if id(p) in ids]
