@@ -102,8 +102,8 @@ class _InputNormConv(torch.autograd.Function):
 
 
 # Group norm with one group is the standardisation of an image. Its kernels do not ask where a number stands in the
-# image, so an image is given to them in the order of its memory. The fast kernel on CPUs divides the work by pixels, and
-# only if they are many: there an image looks as if it had 64 channels. Other devices refuse channels_last features:
+# image, so an image is given to them in the order of its memory. The fast kernel on CPUs divides the work by pixels,
+# and only if they are many: there an image looks as if it had 64 channels. Other devices refuse channels_last features:
 # there an image has one channel. A batch as one image is one group, hence one block of threads on a GPU: there it is
 # reduced by var_mean, which takes all of them.
 
