@@ -1,9 +1,10 @@
-"""The two kinds of failure that a user sees as one line: bad input, and a check that did not hold."""
+"""The two kinds of failure that a user sees as one line, and helpers that write such lines."""
 
-from argparse import ArgumentParser
+import importlib
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any
 
 
 class UserError(ValueError):
@@ -14,23 +15,35 @@ class CheckFailed(RuntimeError):
     """A verification that did not hold (a hash, a parity, a metric); the command line exits with 1."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of any exception as one line, with the file's name where the operating system refused it."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    else:
+        text = str(error)
+    return ' '.join(text.split()) or type(error).__name__
+
+
+def extra(module: str, name: str) -> Any:
+    """Import ``module``, which belongs to the package's extra ``name``. Raises `UserError` where it is missing."""
+    library = module.partition('.')[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise UserError(f"this needs {library}, which is not installed: pip install 'nf-zoo[{name}]'") from None
+    except ImportError as error:
+        raise UserError(f'{library} is installed but cannot be imported: {one_line(error)}') from None
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest candidate, or an empty string when none is close."""
-    matches = get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean '{matches[0]}'?" if matches else ''
+    """Return ``"; did you mean 'x'?"`` for the best candidate, or an empty string when none is close.
 
-
-class Parser(ArgumentParser):
-    """argparse with its errors in the same one line as all others."""
-
-    def error(self, message: str) -> NoReturn:
-        hint = ''
-        if message.startswith('unrecognized arguments: --'):
-            hint = nearest(message.split()[2].partition('=')[0], self.options())
-        raise UserError(f'{message}{hint} (`{self.prog} --help` shows the usage)')
-
-    def options(self) -> set[str]:
-        """Every option of this parser and its subcommands."""
-        found = {option for action in self._actions for option in action.option_strings}
-        commands = (p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())
-        return found.union(*(p.options() for p in commands if isinstance(p, Parser)))
+    A candidate that begins with ``name`` comes first, then one that consists of its initials (``--lr`` for
+    ``--learning-rate``), then the most similar one.
+    """
+    names = list(candidates)
+    longer = sorted((c for c in names if c.startswith(name)), key=len) if len(name.strip('-')) > 2 else []
+    initials = ''.join(word[0] for word in re.split('[-_ ]+', name) if word)
+    short = [c for c in names if len(initials) > 1 and c.strip('-') == initials]
+    found = [*longer, *short, *get_close_matches(name, names, n=1, cutoff=0.6)]
+    return f"; did you mean '{found[0]}'?" if found else ''

@@ -56,7 +56,7 @@ def facts(name_tag: str) -> dict[str, Any]:
     Raises:
         UserError: no registered name.
     """
-    from ..inference.predict import load_model
+    from ..inference.loading import load_model
 
     if ':' in name_tag:
         raise UserError(f"'{name_tag}' is not a registered name (`nf-zoo list` shows them)")

@@ -19,7 +19,7 @@ from ..train.data.memory import MemorySet
 from ..train.engine import Run
 from ..train.progress import StopSignal
 from ..train.recipe import Recipe
-from .measure import Row, interleaved
+from .measure import BenchRow, interleaved
 
 # configs/cifar10/eunnet20_cifar.yaml, as far as an epoch's time depends on it.
 RECIPE: dict[str, Any] = dict(
@@ -29,7 +29,7 @@ RECIPE: dict[str, Any] = dict(
 IMAGES = 50_000
 
 
-def bench_epoch(rounds: int = 3, steps: int = 20, workers: int = 4, **options: Any) -> list[Row]:
+def bench_epoch(rounds: int = 3, steps: int = 20, workers: int = 4, **options: Any) -> list[BenchRow]:
     """Seconds of an epoch of CIFAR-10's 50,000 images, from ``steps`` updates in turn: at full size, and as the mean of
     the recipe's epochs, most of which are on smaller crops. timm's side has its defaults: single pictures, random
     resized crops and colour jitter in ``workers`` processes, which are kept over the rounds."""
@@ -59,8 +59,8 @@ def bench_epoch(rounds: int = 3, steps: int = 20, workers: int = 4, **options: A
     mean = sum(part * times[str(side)] for part, (_, side) in zip(spans, starts, strict=True))
     peer = "timm's loader and loop"
     return [
-        Row(f'{recipe.model}: epoch at full size', peer, times['32'], times['timm'], 's'),
-        Row(f'{recipe.model}: mean epoch of the recipe', peer, mean, times['timm'], 's'),
+        BenchRow(f'{recipe.model}: epoch at full size', peer, times['32'], times['timm'], 's'),
+        BenchRow(f'{recipe.model}: mean epoch of the recipe', peer, mean, times['timm'], 's'),
     ]
 
 

@@ -21,13 +21,12 @@ import torch
 from timm.models import nfnet
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, extra
 from ..export import ExportReport, export_aoti, export_onnx, export_pt2, export_torchscript
-from ..export.case import extra
 from ..export.survey import randomize
 from ..folding.network import fold
 from .kits import bench_kits
-from .measure import Row, floor_of, interleaved
+from .measure import BenchRow, floor_of, interleaved
 
 Run = Callable[[Tensor], object]
 TOLERANCE = 1e-4
@@ -40,21 +39,21 @@ FORMATS: dict[str, Callable[..., ExportReport]] = {
 }
 
 
-def bench_export(rounds: int = 11, side: int = 224, formats: Sequence[str] = tuple(FORMATS)) -> list[Row]:
+def bench_export(rounds: int = 11, side: int = 224, formats: Sequence[str] = tuple(FORMATS)) -> list[BenchRow]:
     """nf_resnet50 and eunnet50, folded, in every format, at batch 1 and 8 of ``side`` pixels.
 
     With one thread (``OMP_NUM_THREADS=1``) the time is the processor's, which other programs disturb little.
     """
-    extra('onnxruntime')
+    extra('onnxruntime', 'export')
     with tempfile.TemporaryDirectory() as folder, _no_warnings():
         return _rows(Path(folder), rounds, (3, side, side), formats)
 
 
-def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Sequence[str]) -> list[Row]:
+def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Sequence[str]) -> list[BenchRow]:
     models = {NF: timm.create_model(NF).eval(), EUN: timm.create_model(EUN).eval()}
     for model in models.values():
         randomize(model)
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     files: dict[str, Path] = {}
     reports: dict[str, ExportReport] = {}
     for name, model in models.items():
@@ -83,19 +82,21 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
     for name in (mine, 'timm nf', 'BN'):
         nodes[name], left[name] = _nodes(files[name], folder)
     for peer_name in ('timm nf', 'BN'):
-        rows.append(Row(f'{mine}: nodes', peer_name, nodes[mine], nodes[peer_name], ''))
-        rows.append(Row(f'{mine}: nodes after ONNX Runtime', peer_name, left[mine], left[peer_name], ''))
+        rows.append(BenchRow(f'{mine}: nodes', peer_name, nodes[mine], nodes[peer_name], ''))
+        rows.append(BenchRow(f'{mine}: nodes after ONNX Runtime', peer_name, left[mine], left[peer_name], ''))
     size = {name: path.stat().st_size / 2**20 for name, path in files.items()}
-    rows += [Row(f'{mine}: file', peer, size[mine], size[peer], 'MiB') for peer in ('timm nf', 'BN')]
+    rows += [BenchRow(f'{mine}: file', peer, size[mine], size[peer], 'MiB') for peer in ('timm nf', 'BN')]
 
     start = {name: _start_up(name, path, torch.randn(1, *shape)) for name, path in files.items()}
     peers = [(mine, 'timm nf'), (mine, 'BN'), (f'{EUN} ONNX', 'floor')]
-    rows += [Row(f'{name}: start-up', peer, start[name], start[peer], 'ms') for name, peer in peers]
+    rows += [BenchRow(f'{name}: start-up', peer, start[name], start[peer], 'ms') for name, peer in peers]
     weights = {name: sum(p.nbytes for p in model.parameters()) / 2**20 for name, model in models.items()}
     for name, report in reports.items():
-        rows.append(Row(f'{name}: largest difference', 'allowed', 1e6 * report.max_rel_diff, 1e6 * TOLERANCE, 'e-6'))
-        rows.append(Row(f'{name}: file', 'weights', size[name], weights[name.split()[0]], 'MiB'))
-        rows.append(Row(f'{name}: start-up', f'{NF} ONNX', start[name], start[mine], 'ms'))
+        rows.append(
+            BenchRow(f'{name}: largest difference', 'allowed', 1e6 * report.max_rel_diff, 1e6 * TOLERANCE, 'e-6')
+        )
+        rows.append(BenchRow(f'{name}: file', 'weights', size[name], weights[name.split()[0]], 'MiB'))
+        rows.append(BenchRow(f'{name}: start-up', f'{NF} ONNX', start[name], start[mine], 'ms'))
 
     runs: dict[str, Run] = {f'{name} eager': model for name, model in models.items()}
     runs |= {name: _load(name, path) for name, path in files.items()}
@@ -106,7 +107,9 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
         with torch.inference_mode():
             times = interleaved(calls, rounds, clock, warm=True)
         found = peers + [(name, f'{name.split()[0]} eager') for name in reports]
-        rows += [Row(f'{name}: latency, batch {batch}', peer, times[name], times[peer], 'ms') for name, peer in found]
+        rows += [
+            BenchRow(f'{name}: latency, batch {batch}', peer, times[name], times[peer], 'ms') for name, peer in found
+        ]
     return rows
 
 

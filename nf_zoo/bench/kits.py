@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .measure import Row
+from .measure import BenchRow
 
 KITS = Path(__file__).parents[2] / 'export'
 PICTURES = 9
@@ -42,7 +42,9 @@ for image in images:
 """
 
 
-def bench_kits(name: str, weights: Path, onnx: Path, torchscript: Path, folder: Path, rounds: int = 3) -> list[Row]:
+def bench_kits(
+    name: str, weights: Path, onnx: Path, torchscript: Path, folder: Path, rounds: int = 3
+) -> list[BenchRow]:
     """Rows for each kit that is there: its runtime installed, and this a checkout.
 
     Args:
@@ -84,7 +86,7 @@ def bench_kits(name: str, weights: Path, onnx: Path, torchscript: Path, folder: 
     for program in list(programs)[1:]:
         for what, times in (('start to first answer', firsts), ('one more picture', nexts)):
             value, of = (statistics.median(times[p]) for p in (program, peer))
-            rows.append(Row(f'{program} kit, {name}: {what}', peer, value, of, 'ms'))
+            rows.append(BenchRow(f'{program} kit, {name}: {what}', peer, value, of, 'ms'))
     return rows
 
 

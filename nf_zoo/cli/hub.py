@@ -1,15 +1,12 @@
 """The commands of the hub: publish, fetch, verify, hub index."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..files import write_whole
 from ..text import columns
-
-NAME = dict(metavar='NAME', help='a model name, such as eunnet20_cifar, or with a tag, such as eunnet20_cifar.cifar10')
+from .parser import NAME, Add, Command
 
 
 def _publish(args: argparse.Namespace) -> None:
@@ -59,7 +56,7 @@ def _hub(args: argparse.Namespace) -> int | None:
     return 1 if any(row.error for row in rows) else None
 
 
-def _publish_options(add: Callable[..., Any]) -> None:
+def _publish_options(add: Add) -> None:
     add('source', metavar='RUN_OR_NAME', help='the output folder of a training run, or the NAME.TAG of known weights')
     add('--to', required=True, metavar='HUB', help='a directory, hf://ORG or hf://ORG@BRANCH')
     add('--name', metavar='NAME.TAG', help="the name to publish under (the run's model and data set)")
@@ -70,39 +67,40 @@ def _publish_options(add: Callable[..., Any]) -> None:
     add('--license', metavar='SPDX', help='licence of the weights (that of published ones, else apache-2.0)')
 
 
-def _fetch_options(add: Callable[..., Any]) -> None:
+def _fetch_options(add: Add) -> None:
     add('name', **NAME)
     add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
 
 
-def _verify_options(add: Callable[..., Any]) -> None:
+def _verify_options(add: Add) -> None:
     add('name', nargs='?', **NAME)
     add('--all', action='store_true', help='every name of the hub, or of the search path, as a table')
     add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
     add('--data-dir', metavar='DIR', help='measure the accuracy too, on the data set in the folder DIR')
 
 
-def _hub_options(add: Callable[..., Any]) -> None:
+def _hub_options(add: Add) -> None:
     add('action', choices=['index'], metavar='index', help='the table of what is in a hub')
     add('hub', metavar='HUB', help='a directory or hf://ORG')
     add('--csv', type=Path, metavar='FILE', help='write it as CSV too')
     add('--html', type=Path, metavar='FILE', help='write it as a page that sorts and filters, too')
 
 
-# as in cli.COMMANDS
-COMMANDS: dict[str, tuple[str, str, Callable[..., None] | None, Callable[..., int | None]]] = {
-    'publish': (
+COMMANDS = {
+    'publish': Command(
         'put the weights of a run into a hub',
         'nf-zoo publish RUN --to my-hub --name eunnet20_cifar.cifar10',
         _publish_options,
         _publish,
     ),
-    'fetch': (
+    'fetch': Command(
         'find weights, check their hash, print their folder',
         'nf-zoo fetch eunnet20_cifar',
         _fetch_options,
         _fetch,
     ),
-    'verify': ('check the weights of a model', 'nf-zoo verify eunnet20_cifar --data-dir DIR', _verify_options, _verify),
-    'hub': ('the contents of a hub', 'nf-zoo hub index my-hub --html index.html', _hub_options, _hub),
+    'verify': Command(
+        'check the weights of a model', 'nf-zoo verify eunnet20_cifar --data-dir DIR', _verify_options, _verify
+    ),
+    'hub': Command('the contents of a hub', 'nf-zoo hub index my-hub --html index.html', _hub_options, _hub),
 }

@@ -5,11 +5,11 @@ import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
-from ..errors import Parser
 from ..text import say
 from ..train.engine import train
 from ..train.progress import Interrupted
 from ..train.recipe import add_options, load_recipe
+from .parser import Parser
 
 _EXAMPLE = """example:
   nf-zoo train configs/cifar10/eunnet20_cifar.yaml --data-dir data --output runs/eunnet20

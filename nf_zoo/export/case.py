@@ -1,7 +1,6 @@
 """What all exports share: the checks before, the facts in the file, the comparison with PyTorch, the report."""
 
 import hashlib
-import importlib
 import math
 import os
 from collections import Counter
@@ -12,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from ..errors import CheckFailed, UserError
 from ..files import tensor_bytes, write_whole
 from ..folding.network import fold as fold_model
 from ..hub import weights
-from ..inference.predict import class_names
+from ..inference.loading import class_names
 from ..net.registry import list_models
+from ..train.data.config import data_config
 from .images import Images
 
 BATCHES = (2, 1, 5)  # images at once in the comparison; the exporters see the first
@@ -33,7 +32,8 @@ class ExportReport:
     Attributes:
         ops: How often each operator occurs, and ``nodes`` of them in all. Empty for a compiled library.
         max_abs_diff: Largest difference of any output from the original network in PyTorch, over all batches.
-        max_rel_diff: The same as a part of the batch's largest output, or of 1 if that is less: what a tolerance is of.
+        max_rel_diff: The same as a part of the batch's largest output, or of 1 if that is less.
+        tolerance: The largest ``max_rel_diff`` that was allowed.
         bytes: Size of the file.
         input_size: Channels, height and width of an image.
         batch_sizes: Images at once in the comparison.
@@ -45,11 +45,24 @@ class ExportReport:
     nodes: int
     max_abs_diff: float
     max_rel_diff: float
+    tolerance: float
     bytes: int
     input_size: tuple[int, int, int]
     batch_sizes: tuple[int, ...]
     images: int = 0
     top1: tuple[float, float, int] | None = None
+
+    def __str__(self) -> str:
+        on = f'{self.images} images' if self.images else 'noise'
+        difference = f'{self.max_rel_diff:.1e} of the largest output, at most {self.tolerance:g} is allowed'
+        lines = [
+            f'{self.bytes:,} bytes, {self.nodes} nodes',
+            '  '.join(f'{op} {number}' for op, number in self.ops.items()),
+            f'largest difference from PyTorch: {difference} ({self.max_abs_diff:.1e} absolute, on {on})',
+        ]
+        if self.top1:
+            lines.append('top-1: {:.2f} % before, {:.2f} % after, of {} images'.format(*self.top1))
+        return '\n'.join(lines)
 
 
 class Case:
@@ -131,6 +144,7 @@ class Case:
             nodes=ops.total(),
             max_abs_diff=worst,
             max_rel_diff=relative,
+            tolerance=self.tolerance,
             bytes=len(data),
             input_size=self.facts['input_size'],
             batch_sizes=self.batch_sizes,
@@ -163,14 +177,6 @@ def outputs(y: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [y] if isinstance(y, Tensor) else list(y)
 
 
-def extra(name: str) -> Any:
-    """The module of the extra 'export'. Raises UserError: it is missing."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise UserError(f"exporting to ONNX needs {name}: pip install 'nf-zoo[export]'") from None
-
-
 def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
@@ -189,7 +195,7 @@ def _facts(model: nn.Module, input_size: Sequence[int] | None) -> dict[str, Any]
         raise UserError(
             f'{type(model).__name__} has no pretrained_cfg that says the size of its images; give input_size'
         )
-    data = resolve_model_data_config(model)
+    data = data_config(model)
     size = tuple(data['input_size'] if input_size is None else input_size)
     channels = getattr(model, 'in_chans', None)
     if len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size):
@@ -198,8 +204,6 @@ def _facts(model: nn.Module, input_size: Sequence[int] | None) -> dict[str, Any]
         size = (channels or size[0], *size[1:])
     elif size[0] != (channels or size[0]):
         raise UserError(f'input_size={size}: the model takes {channels} channels, so give {(channels, *size[1:])}')
-    if size[0] == 1:  # as `predict` does
-        data |= {key: (sum(data[key]) / len(data[key]),) for key in ('mean', 'std')}
     names = class_names(model) if getattr(model, 'num_classes', 0) else []
     # Of model.safetensors, as a run writes it: published weights can be told by it.
     sha256 = hashlib.sha256(tensor_bytes(model.state_dict())).hexdigest()

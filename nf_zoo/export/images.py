@@ -9,7 +9,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from ..errors import UserError
-from ..inference.predict import read_image
+from ..inference.images import read_image
 
 SUFFIXES = {'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 LIMIT = 1000  # images of a folder that are used; they are spread over all of it

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, nearest
-from .case import Case, ExportReport, extra
+from ..errors import UserError, extra, nearest
+from .case import Case, ExportReport
 from .images import Images
 from .norms import in_means
 
@@ -56,7 +56,7 @@ def export_onnx(
         UserError: a size or model that can't be exported, an unwritable path, or the extra 'export' is missing.
         CheckFailed: the exported network differs by more than ``tolerance``.
     """
-    onnx, runtime, _ = (extra(name) for name in ('onnx', 'onnxruntime', 'onnxscript'))
+    onnx, runtime, _ = (extra(name, 'export') for name in ('onnx', 'onnxruntime', 'onnxscript'))
     if dtype not in TOLERANCE:
         raise UserError(f"dtype='{dtype}': use one of {', '.join(TOLERANCE)}{nearest(str(dtype), TOLERANCE)}")
     if (dtype == 'int8') != (calibration is not None):
@@ -75,7 +75,7 @@ def export_onnx(
         proto = quantized(proto, Images(calibration, case.facts), network is not case.network)
     if proto.ByteSize() > ONNX_LIMIT:
         raise UserError(f'the ONNX file would have {proto.ByteSize():,} bytes; the format ends at {ONNX_LIMIT:,}')
-    facts = case.facts | {'dtype': dtype}
+    facts = case.facts | {'dtype': dtype, 'tolerance': tolerance}
     onnx.helper.set_model_props(proto, {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
     data = proto.SerializeToString()
     onnx.checker.check_model(data, full_check=True)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckFailed, UserError
-from ..export.onnx_file import TOLERANCE as ALLOWED
+from ..errors import CheckFailed, UserError, extra
 from ..files import write_whole
 from ..train.evaluation import accuracies, validation
 
@@ -112,7 +111,7 @@ def load(name: str) -> tuple[nn.Module, str | None, dict[str, Any]]:
         if size:
             cfg['input_size'] = [cfg['input_size'][0], size, size]
         return model.eval(), result.dataset, recipe
-    from .predict import load_model
+    from .loading import load_model
 
     model = load_model(name)
     return model, getattr(model, 'pretrained_cfg', {}).get('tag') or None, {}
@@ -131,10 +130,7 @@ class OnnxFile:
     """
 
     def __init__(self, path: str | Path):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise UserError("--onnx needs ONNX Runtime: pip install 'nf-zoo[export]'") from None
+        onnxruntime = extra('onnxruntime', 'export')
         if not Path(path).is_file():
             raise UserError(f'{path}: no such file; `nf-zoo export` writes one')
         try:
@@ -142,8 +138,7 @@ class OnnxFile:
         except Exception as error:  # ONNX Runtime has a class of its own for each code
             raise UserError(f'{path} is no ONNX file that runs: {str(error).splitlines()[0]}') from None
         self.path = path
-        dtype = self.session.get_modelmeta().custom_metadata_map.get('dtype')
-        self.tolerance = max(TOLERANCE, ALLOWED.get(dtype, 0.0))
+        self.tolerance = max(TOLERANCE, _tolerance(self.session.get_modelmeta().custom_metadata_map))
 
     def __call__(self, x: Tensor) -> Tensor:
         (entry, *_) = self.session.get_inputs()
@@ -162,13 +157,22 @@ class OnnxFile:
         return torch.cat(rows)
 
 
+def _tolerance(metadata: dict[str, str]) -> float:
+    """What the export allowed, as a part of the largest output; 0 where the file doesn't say it.
+
+    At most 1: a file from elsewhere can't declare that any answer agrees.
+    """
+    try:
+        allowed = float(metadata.get('tolerance', 0))
+    except ValueError:
+        return 0.0
+    return min(allowed, 1.0) if allowed > 0 else 0.0  # NaN too
+
+
 def draw_confusion(path: Path, score: Score, title: str) -> None:
     """A picture of who was taken for whom, in percent of each class's images. Raises `UserError` without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError(f"{path} needs matplotlib: pip install 'nf-zoo[plot]'") from None
+    Figure = extra('matplotlib.figure', 'plot').Figure
+    FigureCanvasAgg = extra('matplotlib.backends.backend_agg', 'plot').FigureCanvasAgg
     share = 100 * score.confusion / score.confusion.sum(1, keepdim=True).clamp(min=1)
     count = len(share)
     side = min(4 + 0.35 * count, 16)

@@ -6,9 +6,11 @@ import torch
 from torch import nn
 
 from nf_zoo import fold
+from nf_zoo.bench.engine import bench_engine
 from nf_zoo.bench.epoch import bench_epoch
 from nf_zoo.bench.exports import bench_export
-from nf_zoo.bench.measure import BENCHES, Row, bench, bench_engine, floor_of, interleaved
+from nf_zoo.bench.measure import BenchRow, floor_of, interleaved
+from nf_zoo.cli.bench import BENCHES, bench
 from nf_zoo.errors import UserError
 from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
 from nf_zoo.saved_memory import saved_bytes
@@ -25,8 +27,8 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted():
 
 
 def test_a_row_is_a_ratio():
-    assert Row('x', 'peer', 3.0, 2.0, 'ms').ratio == 1.5
-    assert '1.500 x peer' in str(Row('x', 'peer', 3.0, 2.0, 'ms'))
+    assert BenchRow('x', 'peer', 3.0, 2.0, 'ms').ratio == 1.5
+    assert '1.500 x peer' in str(BenchRow('x', 'peer', 3.0, 2.0, 'ms'))
 
 
 @pytest.mark.parametrize('folded', [False, True])

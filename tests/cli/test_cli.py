@@ -317,9 +317,10 @@ def test_signal(run: Run) -> None:
 
 
 def test_bench(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nf_zoo.bench import measure as bench
+    from nf_zoo.bench.measure import BenchRow
+    from nf_zoo.cli.bench import BENCHES
 
-    monkeypatch.setitem(bench.BENCHES, 'engine', lambda: [bench.Row('a step', 'a bare loop', 3.0, 2.0, 'ms')])
+    monkeypatch.setitem(BENCHES, 'engine', lambda: [BenchRow('a step', 'a bare loop', 3.0, 2.0, 'ms')])
     assert '1.500 x a bare loop' in run('bench', 'engine')[1]
     assert "did you mean 'engine'" in failed(run('bench', 'engin'))
 

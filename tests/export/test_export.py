@@ -197,7 +197,7 @@ def test_bad_input_is_one_line(write: Any, make: Any, kwargs: dict[str, Any], me
 @pytest.mark.parametrize('name', ['onnx', 'onnxscript', 'onnxruntime'])
 def test_a_missing_extra_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=rf"needs {name}: pip install 'nf-zoo\[export\]'"):
+    with pytest.raises(UserError, match=rf"needs {name}, which is not installed: pip install 'nf-zoo\[export\]'"):
         export_onnx(build('nf_resnet20_cifar'), tmp_path / 'model.onnx')
 
 

@@ -18,7 +18,7 @@ import nf_zoo
 from nf_zoo.cli import main as cli
 from nf_zoo.errors import CheckFailed, UserError
 from nf_zoo.export import export_aoti, export_onnx, export_pt2, export_torchscript, norms, survey
-from nf_zoo.inference.predict import preprocessing, read_image
+from nf_zoo.inference.images import preprocessing, read_image
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')

@@ -20,7 +20,9 @@ from sklearn.linear_model import LogisticRegression
 
 import nf_zoo
 from nf_zoo.bench.kits import KITS, served
-from nf_zoo.inference.predict import class_names, predict, preprocessing
+from nf_zoo.inference.images import preprocessing
+from nf_zoo.inference.loading import class_names
+from nf_zoo.inference.predict import predict
 
 pytestmark = [pytest.mark.kit, pytest.mark.timeout(300)]
 

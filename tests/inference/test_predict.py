@@ -12,7 +12,9 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from nf_zoo.errors import UserError
-from nf_zoo.inference.predict import class_names, load_model, predict, read_image
+from nf_zoo.inference.images import read_image
+from nf_zoo.inference.loading import class_names, load_model
+from nf_zoo.inference.predict import predict
 
 COLOUR = (200, 100, 50)
 

@@ -101,7 +101,7 @@ import json, os, torch
 model = torch.hub.load('.', 'eunnet20_cifar', source='local', pretrained=True)
 os.chdir('/')
 import nf_zoo
-from nf_zoo.inference.predict import class_names
+from nf_zoo.inference.loading import class_names
 print(json.dumps([nf_zoo.__file__, model.pretrained_cfg['tag'], class_names(model)]))
 """
     file, tag, classes = json.loads(python(code, cwd=checkout).splitlines()[0])

@@ -1,0 +1,46 @@
+"""A step of the training engine, against a bare loop over the same model and batches."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from ..train import allocator
+from ..train.data.memory import MemorySet
+from ..train.engine import Run
+from ..train.progress import StopSignal
+from ..train.recipe import Recipe
+from .measure import BenchRow, interleaved
+
+
+def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20) -> list[BenchRow]:
+    """One epoch of the training engine and of a bare loop over the same model and batches, in turn."""
+    n = steps * 128
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
+    sets = (MemorySet(images, torch.randint(0, 10, (n,)), [str(i) for i in range(10)]),) * 2
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = Recipe().with_options(
+            dict(model=model, output=folder, smoothing=0.0, lr=0.01, log_interval=steps, sched_on_updates=True)
+        )
+        run = Run(recipe, Path(folder), lambda line: None, False, sets=sets)
+        bare = run.model  # the same one: where another one's weights happen to lie makes a difference of some percent
+        optimizer = torch.optim.SGD(bare.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+        epoch = iter(range(10**6))
+
+        def engine() -> None:
+            run.updates = 0
+            run.model.train()
+            with StopSignal() as stop:
+                run.train_epoch(0, stop)
+
+        def loop() -> None:
+            for x, y in run.data.train_batches(next(epoch), 0):
+                loss = F.cross_entropy(bare(x), y)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+        with allocator.keep_freed():  # for both, as in a run
+            times = interleaved({'engine': engine, 'loop': loop}, rounds)
+    return [BenchRow(f'{model}: training step', 'bare loop', times['engine'] / steps, times['loop'] / steps, 'ms')]
