@@ -118,7 +118,7 @@ def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str], ar
 
 def test_an_unfinished_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(['evaluate', str(tmp_path)]) == 2
-    assert 'no finished run' in capsys.readouterr().err
+    assert 'is not a finished run' in capsys.readouterr().err
 
 
 def test_grey_images_get_the_channels_of_the_model(tmp_path: Path) -> None:
