@@ -3,6 +3,7 @@
 # make check              lint and types alone
 # make soak               every test, the slow ones and many more random examples too
 # make kit-test           install the runtimes of export/ (Debian's and npm's packages) and a mirror of the Hub, run their tests
+# make gpu-test           the tests that need a GPU; tools/gpu.sh FOLDER measures speed and memory there too
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make recipes TRAIN_PY=FILE [RECIPES='cifar10/*']   timm's own train.py on our recipes, on a few pictures
 # make golden             rewrite nf_zoo/analysis/models.json after a deliberate change
@@ -23,7 +24,7 @@ OLAH := .venv/olah
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check soak kit-test contract recipes golden results clean
+.PHONY: demo test check soak kit-test gpu-test contract recipes golden results clean
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -51,6 +52,9 @@ kit-test: $(STAMP)
 	@test -x $(OLAH)/bin/olah-cli || \
 		{ $(PYTHON) -m venv $(OLAH) && $(OLAH)/bin/python -m pip install --quiet --disable-pip-version-check olah; }
 	$(if $(DATA),NF_ZOO_DATA='$(abspath $(DATA))') $(BIN)/python -m pytest -q -m kit
+
+gpu-test: $(STAMP)
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 contract: $(STAMP)
 	$(BIN)/python tools/contract.py '$(FAMILY)' -n$(JOBS)

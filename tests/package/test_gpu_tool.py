@@ -1,0 +1,23 @@
+"""tools/gpu.py, as far as a CPU goes."""
+
+import json
+from pathlib import Path
+
+from tools import gpu
+
+SMALL = ['--device', 'cpu', '--batch-size', '2', '--img-size', '32']
+
+
+def test_networks_take_turns_and_one_that_fails_says_so(tmp_path: Path) -> None:
+    file = tmp_path / 'gpu.json'
+    names = ['resnet18', 'eunnet18', 'nosuchnet']
+    assert gpu.main(['steps', *SMALL, '--rounds', '1', '--json', str(file), '--model', *names]) == 0
+    assert gpu.main(['profile', *SMALL, '--json', str(file), '--model', 'eunnet18']) == 0
+    found = json.loads(file.read_text())
+    assert set(found) == {'machine', 'steps', 'profile'} and found['machine']['torch']
+    first, second, failed = found['steps']
+    assert [row['name'] for row in found['steps']] == names
+    assert first['images_per_second'] > 0 and second['step_ms'] > 0 and 'nosuchnet' in failed['error']
+    (profile,) = found['profile']
+    shares = [kernel['share'] for kernel in profile['kernels']]
+    assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-9

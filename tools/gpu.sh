@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# tools/gpu.sh FOLDER    everything that needs a GPU, in one go: FOLDER/gpu.log and FOLDER/gpu.json
+#
+# Needs Python with PyTorch, timm and pytest; this checkout needn't be installed. A part that fails, or takes longer than
+# its limit, does not keep the others from running: the most important ones come first. PYTHON, SECONDS_FACTOR (1; another
+# one lengthens every limit) and GPU_OPTIONS (of tools/gpu.py) can be set.
+set -u
+out=${1:?give the folder for the log and the results}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.."
+export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$(mktemp -d)}
+python=${PYTHON:-python3} log=$out/gpu.log json=$out/gpu.json options=${GPU_OPTIONS:-}
+: >"$log"
+
+part() { # NAME SECONDS COMMAND ...
+  local name=$1 limit=$(($2 * ${SECONDS_FACTOR:-1})) began=$SECONDS code=0
+  shift 2
+  echo "== $name" | tee -a "$log"
+  timeout -k 5 "$limit" "$@" 2>&1 | tee -a "$log"
+  code=${PIPESTATUS[0]}
+  echo "== $name: exit code $code, $((SECONDS - began)) s" | tee -a "$log"
+}
+
+nvidia-smi 2>&1 | tee -a "$log" | head -15
+# The compiler works while the tests run, each network in a process of its own.
+warm=()
+for name in resnet50 eunnet50 nf_resnet50; do
+  timeout -k 5 $((150 * ${SECONDS_FACTOR:-1})) "$python" -m tools.gpu warm --model $name $options >"$out/warm-$name.log" 2>&1 &
+  warm+=($!)
+done
+part tests 110 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider --durations 5 --timeout 100
+wait "${warm[@]}"
+part steps 70 "$python" -m tools.gpu steps --json "$json" $options
+part profile 30 "$python" -m tools.gpu profile --json "$json" $options
+part compiled 60 "$python" -m tools.gpu compiled --json "$json" $options
