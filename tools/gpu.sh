@@ -26,7 +26,7 @@ nvidia-smi 2>&1 | tee -a "$log" | head -15
 # The compiler works while the tests run, each network in a process of its own.
 warm=()
 for name in resnet50 eunnet50 nf_resnet50; do
-  timeout -k 5 $((150 * ${SECONDS_FACTOR:-1})) "$python" -m tools.gpu warm --model $name $options >"$out/warm-$name.log" 2>&1 &
+  timeout -k 5 $((100 * ${SECONDS_FACTOR:-1})) "$python" -m tools.gpu warm --model $name $options >"$out/warm-$name.log" 2>&1 &
   warm+=($!)
 done
 part tests 110 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider --durations 5 --timeout 100

@@ -39,12 +39,11 @@ SHAPES = {
 @pytest.fixture(autouse=True)
 def _exact() -> Iterator[None]:
     """float32 in all its digits, and the same kernels in every run."""
-    flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    with flags:
-        yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False
+    yield
+    cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def error(found: Tensor, expected: Tensor) -> float:
