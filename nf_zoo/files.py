@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,28 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .errors import UserError
+
+_KINDS = {
+    stat.S_ISDIR: 'a folder',
+    stat.S_ISFIFO: 'a pipe (FIFO)',
+    stat.S_ISCHR: 'a device',
+    stat.S_ISBLK: 'a device',
+    stat.S_ISSOCK: 'a socket',
+}
+
+
+def refuse_special(path: Path) -> None:
+    """Raises `UserError` if ``path`` is there, links followed, but is not a regular file.
+
+    Opening a FIFO would wait for a writer, and reading a device might never end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return  # opening the file says what is wrong
+    kind = next((name for test, name in _KINDS.items() if test(mode)), None)
+    if kind:
+        raise UserError(f'{path} is {kind}, not a file')
 
 
 def write_whole(path: Path, data: bytes) -> None:

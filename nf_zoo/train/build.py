@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest
 from .data.folder import FolderData, MemoryPictures, open_folders
-from .data.memory import Data, MemoryData, MemorySet, in_memory, load_dataset
+from .data.memory import Data, MemoryData, MemorySet, in_memory, load_dataset, with_channels
 from .data.stream import StreamData
-from .data.timm_sets import StreamSet, open_named
+from .data.timm_sets import StreamSet, channels_of, open_named, picture_mode
 from .groups import parameter_groups
 from .processes import Processes
 from .recipe import Recipe
@@ -80,18 +79,13 @@ def read_sets(recipe: Recipe) -> tuple[Any, Any]:
     """The training and the validation set, both with ``classes``: two `MemorySet`, two that give single pictures by
     number, or two `StreamSet`."""
     splits = recipe.train_split, recipe.val_split
+    if recipe.dataset == 'folder':
+        return open_folders(recipe.data_dir, *splits, mode=picture_mode(recipe))
     if not in_memory(recipe.dataset):
-        if recipe.train_sizes:
-            raise UserError('train_sizes is for in-memory sets; folder images are resized to img_size')
-        if recipe.dataset == 'folder':
-            return open_folders(recipe.data_dir, *splits)
-        train, val = (open_named(recipe, split) for split in splits)
-        return train, val
+        return open_named(recipe, splits[0]), open_named(recipe, splits[1])
     options = {'download': recipe.dataset_download}
     found = [load_dataset(recipe.dataset, recipe.data_dir, split, **options) for split in ('train', 'validation')]
-    if recipe.in_chans != 1:
-        found = [replace(s, images=s.images.expand(-1, 3, -1, -1)) if s.images.shape[1] == 1 else s for s in found]
-    return found[0], found[1]
+    return with_channels(found[0], channels_of(recipe)), with_channels(found[1], channels_of(recipe))
 
 
 def build_data(
@@ -103,20 +97,14 @@ def build_data(
     if isinstance(val, StreamSet):
         return StreamData(train, val, recipe, config, device)
     single = isinstance(val, MemorySet) and bool(recipe.aa or recipe.reprob)
-    if single and recipe.train_sizes:
-        raise UserError('train_sizes go with neither aa nor reprob, which take pictures one by one')
+    if isinstance(val, MemorySet):
+        _check_sizes(recipe, val.images.shape[-1])
     if not isinstance(val, MemorySet) or single:
         if single:
             train, val = MemoryPictures(train), MemoryPictures(val)
         return FolderData(train, val, recipe, config, device)
     if recipe.val_img_size:
         raise UserError('val_img_size is for folder images; in-memory sets are evaluated at img_size')
-    side = val.images.shape[-1]
-    size = recipe.side or side
-    limit = (side + 2 * recipe.crop_pad) * size // side
-    too_big = [s for s in recipe.train_sizes.values() if not 0 < s <= limit]
-    if too_big:
-        raise UserError(f'train_sizes: {too_big[0]} is not within the padded image ({limit} pixels)')
     return MemoryData(
         train,
         val,
@@ -125,7 +113,7 @@ def build_data(
         mean=config['mean'],
         std=config['std'],
         device=device,
-        size=size,
+        size=recipe.side,
         crop_pad=recipe.crop_pad,
         hflip=recipe.hflip,
         train_sizes=recipe.train_sizes,
@@ -133,16 +121,32 @@ def build_data(
     )
 
 
+def _check_sizes(recipe: Recipe, side: int) -> None:
+    """Raises `UserError` for train_sizes that need more than a padded image of ``side`` pixels has."""
+    limit = (side + 2 * recipe.crop_pad) * (recipe.side or side) // side
+    too_big = [s for s in recipe.train_sizes.values() if not 0 < s <= limit]
+    if too_big:
+        raise UserError(f'train_sizes: {too_big[0]} is not within the padded image ({limit} pixels)')
+
+
 def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict[str, Any]:
-    """timm's data config: the recipe's keys before the model's; before both, how in-memory images are evaluated."""
-    config = resolve_data_config({k: v for k, v in recipe.as_dict().items() if v is not None}, model=model)
+    """timm's data config: the recipe's keys before the model's; before both, how in-memory images are evaluated.
+
+    A model of one channel whose mean and std are those of colour images gets their averages.
+    """
+    given = {k: v for k, v in recipe.as_dict().items() if v is not None}
+    channels = int(getattr(model, 'in_chans', 3))
+    for key in ('mean', 'std'):
+        if channels == 1 and len(given.get(key, ())) == 3:
+            given[key] = [sum(given[key]) / 3]
+    config = resolve_data_config(given, model=model)
+    config['input_size'] = (channels, *config['input_size'][1:])
     if isinstance(sets[1], MemorySet):
         config.update(interpolation='bicubic', crop_pct=1.0)
         if not recipe.side:
             config['input_size'] = tuple(sets[1].images.shape[1:])
-    channels = getattr(model, 'in_chans', 3)
     for key in ('mean', 'std'):
-        if channels == 1 and len(config[key]) == 3 and not getattr(recipe, key):
+        if channels == 1 and len(config[key]) == 3:
             config[key] = (sum(config[key]) / 3,)
     return config
 

@@ -1,7 +1,6 @@
 """Scoring a model on a whole validation set."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from .data.folder import FolderData, open_folders
-from .data.memory import Batch, MemoryData, in_memory, load_dataset
+from .data.memory import Batch, MemoryData, in_memory, load_dataset, with_channels
 from .data.stream import StreamData
-from .data.timm_sets import StreamSet, open_named
+from .data.timm_sets import StreamSet, open_named, picture_mode
 from .recipe import Recipe
 
 READING = ('val_split', 'val_num_samples', 'input_key', 'target_key')  # keys of a recipe: what is read as validation
@@ -87,9 +86,7 @@ def validation(
         reading = {key: value for key, value in (recipe or {}).items() if key in READING}
         return _pictures(model, dataset, data_dir, batch_size, device, config, reading | {'dataset_download': download})
     found = load_dataset(dataset, data_dir, 'validation', download=download)
-    channels = int(config['input_size'][0])
-    if found.images.shape[1] == 1 and channels > 1:
-        found = replace(found, images=found.images.expand(-1, channels, -1, -1))
+    found = with_channels(found, int(config['input_size'][0]))
     data = MemoryData(
         None,
         found,
@@ -113,9 +110,10 @@ def _pictures(
     reading: dict[str, Any],
 ) -> tuple[Iterable[Batch], list[str]]:
     options = {'data_dir': str(data_dir) if data_dir else None, 'workers': 0, 'num_classes': model.num_classes}
+    options['in_chans'] = config['input_size'][0]
     recipe = Recipe().with_options(reading | options | {'dataset': dataset, 'batch_size': batch_size})
     if dataset == 'folder':
-        (images,) = open_folders(recipe.data_dir, recipe.val_split)
+        (images,) = open_folders(recipe.data_dir, recipe.val_split, mode=picture_mode(recipe))
     else:
         images = open_named(recipe, recipe.val_split)
     classes = list(getattr(model, 'pretrained_cfg', {}).get('label_names') or images.classes)

@@ -60,9 +60,7 @@ class Recipe:
     workers: int = _key(4, 'folder data, sets of timm: processes that read images')
 
     crop_pad: int = _key(4, 'in-memory sets: padding of the random crop in pixels')
-    train_sizes: dict[int, int] = _key(
-        {}, 'in-memory sets, {epoch: side}: crops for inputs of that side from that epoch on'
-    )
+    train_sizes: dict[int, int] = _key({}, 'size of the training images from an epoch on, as {epoch: side in pixels}')
     hflip: float = _key(0.5, 'probability of a horizontal flip')
     scale: Numbers | None = _key(None, 'folder data: random resized crop, smallest and largest area')
     ratio: Numbers | None = _key(None, 'folder data: random resized crop, smallest and largest aspect ratio')

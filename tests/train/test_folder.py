@@ -1,6 +1,12 @@
 """Pictures one by one: the same batches whatever the number of workers, and one line for what can't be read."""
 
+import os
+import re
+import stat
+import struct
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +19,7 @@ from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe
 from nf_zoo.train.build import read_sets
 from nf_zoo.train.data.folder import FolderData, open_folders
+from nf_zoo.train.data.pictures import read_picture
 from nf_zoo.train.engine import Run
 
 
@@ -44,6 +51,56 @@ def test_validation_is_every_image_once_in_order(images: Path) -> None:
     assert equal(list(make(images, validation_batch_size=4, workers=2).val_batches()), batches)
 
 
+def bomb(path: Path) -> None:
+    head = struct.pack('>IIBBBBB', 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = [(b'IHDR', head), (b'IDAT', zlib.compress(b'')), (b'IEND', b'')]
+    body = b''.join(struct.pack('>I', len(d)) + k + d + struct.pack('>I', zlib.crc32(k + d)) for k, d in chunks)
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + body)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    'FIFO': (os.mkfifo, 'is a pipe (FIFO), not a file'),
+    'folder': (os.mkdir, 'is a folder, not a file'),
+    'device': (lambda path: path.symlink_to('/dev/zero'), 'is a device, not a file'),
+    'socket': (lambda path: os.mknod(path, stat.S_IFSOCK | 0o600), 'is a socket, not a file'),
+    'bomb': (bomb, 'more than 178 million pixels'),
+    'strip': (lambda path: Image.new('L', (1, 5000)).save(path), '1 x 5000 pixels; the longer side is over 100 times'),
+    'floats': (lambda path: Image.new('F', (8, 8), 0.5).save(path, 'TIFF'), 'more than 8 bits (mode F)'),
+    '16 bits': (lambda path: Image.new('I;16', (8, 8), 7).save(path), 'more than 8 bits (mode I;16)'),
+}
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_what_is_no_usable_picture_is_one_line_at_once(images: Path, kind: str) -> None:
+    make_it, said = BAD[kind]
+    path = images / 'train' / 'dog' / '3.png'
+    path.unlink()
+    make_it(path)
+    with pytest.raises(UserError) as caught:
+        read_picture(str(path))
+    assert str(caught.value).startswith(str(path)) and said in str(caught.value) and '\n' not in str(caught.value)
+    if kind != 'folder':  # which counts as a part of the class
+        with pytest.raises(UserError, match=re.escape(said)):
+            list(make(images).train_batches(0, 0))
+
+
+def test_a_link_to_a_folder_above_it_is_refused_and_another_link_is_followed(images: Path, tmp_path: Path) -> None:
+    extra = tmp_path / 'extra'
+    extra.mkdir()
+    (images / 'train' / 'dog' / '0.png').rename(extra / '0.png')
+    (images / 'train' / 'dog' / 'more').symlink_to(extra)
+    assert make(images).train_n == 10
+    for target in ('.', '..', images):
+        (extra / 'again').symlink_to(target)
+        if target == images:
+            with pytest.raises(UserError, match='again is a link to .*, a folder above it; remove the link'):
+                make(images)
+        (extra / 'again').unlink()
+    (images / 'train' / 'dog' / 'again').symlink_to('.')
+    with pytest.raises(UserError, match='again is a link to .*, a folder above it; remove the link'):
+        make(images)
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 def test_a_damaged_image_is_one_line_with_its_path(images: Path, workers: int) -> None:
     broken = images / 'train' / 'dog' / '3.png'
@@ -67,6 +124,24 @@ def test_evaluation_may_have_another_size_than_training(images: Path) -> None:
     data = make(images, val_img_size=20)
     assert next(iter(data.train_batches(0, 0)))[0].shape[-2:] == (16, 16)
     assert next(iter(data.val_batches()))[0].shape[-2:] == (20, 20)
+
+
+def test_training_images_grow_with_the_epochs(images: Path) -> None:
+    data = make(images, train_sizes={0: 8, 2: 12, 3: 16}, workers=1)
+    sides = [next(iter(data.train_batches(epoch, 0)))[0].shape[-2:] for epoch in range(5)]
+    assert sides == [(8, 8), (8, 8), (12, 12), (16, 16), (16, 16)]
+    assert next(iter(data.val_batches()))[0].shape[-2:] == (16, 16)
+    assert equal(list(data.train_batches(3, 0)), list(make(images).train_batches(3, 0)))
+
+
+def test_grey_images_are_those_of_timm(images: Path) -> None:
+    recipe = timm_recipe(images, in_chans=1)
+    config = CONFIG | {'input_size': (1, 16, 16), 'mean': (0.5,), 'std': (0.5,)}
+    for dataset in ('folder', 'torch/image_folder'):
+        val = FolderData(*read_sets(recipe.with_options({'dataset': dataset})), recipe, config, torch.device('cpu'))
+        x = torch.cat([batch for batch, _ in val.val_batches()])
+        grey = [Image.open(path).convert('L') for path in sorted((images / 'validation').rglob('*.png'))]
+        assert torch.equal(x, torch.stack([val.pipeline.val(picture) for picture in grey])), dataset
 
 
 def test_every_second_batch_is_the_share_of_one_of_two_processes(images: Path) -> None:
@@ -98,7 +173,6 @@ def test_a_data_set_that_timm_names_is_read_like_a_folder(images: Path) -> None:
     [
         ({'dataset': 'torch/nothing'}, 'torch/nothing cannot be read from'),
         ({'data_dir': None}, 'needs its folder'),
-        ({'train_sizes': {0: 12}}, 'train_sizes is for in-memory sets'),
     ],
 )
 def test_a_timm_set_that_cannot_be_read_is_one_line(images: Path, options: dict[str, object], said: str) -> None:

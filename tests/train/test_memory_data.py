@@ -3,11 +3,13 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,9 +19,10 @@ from train_toys import fashion
 from nf_zoo.errors import UserError
 from nf_zoo.train import MemorySet, Recipe, load_dataset
 from nf_zoo.train.build import build_data, data_config, read_sets
-from nf_zoo.train.data.memory import MemoryData, crop_and_flip, fold_seed
+from nf_zoo.train.data.memory import MemoryData, crop_and_flip, fold_seed, with_channels
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+DEVICE = torch.device('cpu')
 
 
 def numbered(n: int = 12, side: int = 8) -> MemorySet:
@@ -222,6 +225,21 @@ def test_a_policy_for_single_pictures_works_on_in_memory_sets_and_crops_as_witho
         for crop, label in zip(pixels_of(x), labels, strict=True):
             assert is_window(crop, padded[label])
     assert torch.equal(pixels_of(torch.cat([x for x, _ in data.val_batches()])), numbered().images)
-    with pytest.raises(UserError, match='train_sizes'):
-        sizes = recipe.with_options({'train_sizes': {0: 6}})
-        build_data(sizes, (numbered(), numbered()), config, torch.device('cpu'), 4)
+    smaller = build_data(recipe.with_options({'train_sizes': {0: 6, 1: 10}}), (numbered(),) * 2, config, DEVICE, 4)
+    for epoch, side in enumerate((6, 10)):
+        for x, labels in smaller.train_batches(epoch, 0):
+            assert x.shape[-2:] == (side, side)
+            for crop, label in zip(pixels_of(x), labels, strict=True):
+                assert is_window(crop, padded[label])
+    with pytest.raises(UserError, match='train_sizes: 13 is not within the padded image'):
+        build_data(recipe.with_options({'train_sizes': {0: 13}}), (numbered(),) * 2, config, DEVICE, 4)
+
+
+def test_grey_pixels_are_those_of_pillow() -> None:
+    colours = torch.randint(0, 256, (3, 3, 9, 7), dtype=torch.uint8)
+    found = with_channels(MemorySet(colours, torch.zeros(3).long(), ['a']), 1).images
+    grey = [np.asarray(Image.fromarray(c.permute(1, 2, 0).numpy()).convert('L')) for c in colours]
+    assert torch.equal(found, torch.from_numpy(np.stack(grey))[:, None])
+    assert torch.equal(
+        with_channels(MemorySet(found, torch.zeros(3).long(), ['a']), 3).images, found.repeat(1, 3, 1, 1)
+    )

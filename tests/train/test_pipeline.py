@@ -82,7 +82,7 @@ def test_a_picture_becomes_what_timm_makes_of_it(images: Path, options: dict[str
     config = config_of(recipe)
     ours, theirs = Pipeline(recipe, config, torch.device('cpu')), loaders(recipe, config, images)
     picture = Image.open(next(images.rglob('*.png'))).convert('RGB').resize((61, 47))
-    assert torch.equal(drawn(ours.train, picture), drawn(theirs[0].dataset.transform, picture))
+    assert torch.equal(drawn(ours.train(0), picture), drawn(theirs[0].dataset.transform, picture))
     assert torch.equal(drawn(ours.val, picture), drawn(theirs[1].dataset.transform, picture))
 
 
@@ -92,7 +92,7 @@ def test_a_recipe_has_the_transforms_of_timms_train_py(images: Path, path: Path)
     config = config_of(recipe)
     ours, theirs = Pipeline(recipe, config, torch.device('cpu')), loaders(recipe, config, images)
     assert recipe.train_interpolation != 'random', 'papers resize in one way'
-    assert flat(ours.train) == flat(theirs[0].dataset.transform)
+    assert flat(ours.train(0)) == flat(theirs[0].dataset.transform)
     if recipe.val_img_size:  # timm's train.py evaluates at the size of training
         config['input_size'] = (3, recipe.val_img_size, recipe.val_img_size)
     assert flat(ours.val) == flat(loaders(recipe, config, images)[1].dataset.transform)

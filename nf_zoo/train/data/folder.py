@@ -2,6 +2,7 @@
 timm opens, and in-memory sets with a policy such as RandAugment, which works on single pictures."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from torchvision.datasets import ImageFolder
 from ...errors import UserError
 from ..recipe import Recipe
 from .memory import Batch, MemorySet, fold_seed, seed_everything
+from .pictures import UNREADABLE, read_picture, refuse_loops
 from .pipeline import Pipeline
 
 
-def open_folders(data_dir: str | None, *splits: str) -> tuple[ImageFolder, ...]:
-    """One ImageFolder for each split. Raises `UserError` for what is missing, or when their classes differ."""
+def open_folders(data_dir: str | None, *splits: str, mode: str = 'RGB') -> tuple[ImageFolder, ...]:
+    """One ImageFolder for each split, whose pictures have Pillow's ``mode``, 'RGB' or 'L'.
+
+    Raises `UserError` for what is missing, for a link to a folder above it, and when the splits' classes differ.
+    """
     if data_dir is None:
         raise UserError('folder data needs --data-dir DIR, with train/ and validation/, one folder a class')
-    found = tuple(_open(Path(data_dir) / split) for split in splits)
+    found = tuple(_open(Path(data_dir) / split, mode) for split in splits)
     classes = [set(images.classes) for images in found]
     odd = sorted(set.union(*classes) - set.intersection(*classes))
     if odd:
@@ -28,9 +33,10 @@ def open_folders(data_dir: str | None, *splits: str) -> tuple[ImageFolder, ...]:
     return found
 
 
-def _open(path: Path) -> ImageFolder:
+def _open(path: Path, mode: str) -> ImageFolder:
+    refuse_loops(path)
     try:
-        return ImageFolder(str(path))
+        return ImageFolder(str(path), loader=partial(read_picture, mode=mode))
     except OSError:
         raise UserError(f'{path}: no class folders with images there (expected {path}/CLASS/IMAGE)') from None
 
@@ -58,8 +64,7 @@ class FolderData:
     def __init__(self, train: Any, val: Any, recipe: Recipe, config: dict[str, Any], device: torch.device) -> None:
         side = train.images.images.shape[-2:] if isinstance(train, MemoryPictures) else None
         self.pipeline = Pipeline(recipe, config, device, side)
-        self.train = _Images(train, self.pipeline.train, recipe.seed)
-        self.val = _Images(val, self.pipeline.val, recipe.seed)
+        self.train, self.val = train, _Images(val, self.pipeline.val, recipe.seed)
         self.classes = val.classes
         self.train_n, self.val_n = len(train), len(val)
         self.batch_size = recipe.batch_size
@@ -71,7 +76,8 @@ class FolderData:
         order = torch.randperm(self.train_n, generator=rng).tolist()
         full = self.train_n // self.batch_size
         batches = [order[k * self.batch_size : (k + 1) * self.batch_size] for k in range(start, full, step)]
-        return self._load(self.train, [[(epoch, i) for i in batch] for batch in batches])
+        images = _Images(self.train, self.pipeline.train(epoch), self.seed)
+        return self._load(images, [[(epoch, i) for i in batch] for batch in batches])
 
     def val_batches(self, start: int = 0, step: int = 1) -> Iterator[Batch]:
         size, numbers = self.val_batch_size, range(self.val_n)
@@ -91,8 +97,9 @@ class _Images(Dataset):
         epoch, number = key
         try:
             image, label = self.files[number]
-        except (OSError, ValueError, SyntaxError):  # PIL raises all three for damaged files
-            # returned, since an exception from a worker process arrives wrapped in its traceback
+        except UserError as error:
+            return error  # returned, since an exception from a worker process arrives wrapped in its traceback
+        except UNREADABLE:
             place = self.files.samples[number][0] if hasattr(self.files, 'samples') else f'image {number}'
             return UserError(f'{place}: not a readable image; repair or remove it')
         seed_everything(self.seed, epoch, 2, number)

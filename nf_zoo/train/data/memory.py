@@ -1,8 +1,8 @@
 """Data sets that fit in memory, augmented in batches on the training device."""
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -140,6 +140,25 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed(seed)
 
 
+def size_at(train_sizes: Mapping[int, int], epoch: int) -> int | None:
+    """The side of the training images in ``epoch``: that of the last key of ``train_sizes`` up to it, if any."""
+    begun = [start for start in train_sizes if start <= epoch]
+    return train_sizes[max(begun)] if begun else None
+
+
+def with_channels(images: MemorySet, channels: int) -> MemorySet:
+    """The same pictures with 1 or 3 ``channels``; colours become grey as in Pillow's mode L."""
+    pixels = images.images
+    if pixels.shape[1] == channels:
+        return images
+    if channels == 1:
+        # Pillow's integer weights, with its rounding: the same bytes as Image.convert('L')
+        weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(1, 3, 1, 1)
+        grey = [((p.int() * weights).sum(1, keepdim=True) + 0x8000) >> 16 for p in pixels.split(4096)]
+        return replace(images, images=torch.cat(grey).byte())
+    return replace(images, images=pixels.expand(-1, channels, -1, -1))
+
+
 class MemoryData:
     """`Data` over two `MemorySet`: random crops of the zero-padded image, some mirrored, by one gather a batch."""
 
@@ -166,7 +185,7 @@ class MemoryData:
         self.side = val.images.shape[-1]
         self.size = size or self.side
         self.hflip, self.seed, self.device = hflip, seed, device
-        self.train_sizes = {0: self.size, **(train_sizes or {})}
+        self.train_sizes = train_sizes or {}
         self.mean = 255 * torch.tensor(mean, device=device).view(1, -1, 1, 1)
         self.rstd = 1 / (255 * torch.tensor(std, device=device).view(1, -1, 1, 1))
         # NHWC, so that gathering pixels yields channels_last batches
@@ -178,7 +197,7 @@ class MemoryData:
             self.labels = train.labels.to(device)
 
     def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
-        size = self.train_sizes[max(e for e in self.train_sizes if e <= epoch)]
+        size = size_at(self.train_sizes, epoch) or self.size
         side = round(size * self.side / self.size)  # objects stay as large as in evaluation
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
         order = torch.randperm(self.train_n, generator=rng).to(self.device)

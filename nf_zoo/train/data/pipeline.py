@@ -13,26 +13,48 @@ from torchvision import transforms
 
 from ...errors import UserError
 from ..recipe import Recipe
-from .memory import Batch
+from .memory import Batch, size_at
 
 
 class Pipeline:
-    """From PIL pictures to batches on ``device``. ``train`` and ``val`` are what a worker does to one picture.
+    """From PIL pictures to batches on ``device``: `train` and ``val`` are what a worker does to one picture.
 
-    ``config`` is timm's data config; ``side``, for the pictures of an in-memory set, their height and width.
+    ``config`` is timm's data config. ``side``, for the pictures of an in-memory set, is their height and width. With
+    ``train_sizes`` in the recipe, the size of the training images depends on the epoch.
     """
 
     def __init__(
         self, recipe: Recipe, config: dict[str, Any], device: torch.device, side: Sequence[int] | None = None
     ) -> None:
         self.device, self.workers = device, min(recipe.workers, os.cpu_count() or 1)  # torch warns of more
-        self.config = config
+        self.recipe, self.config, self.side = recipe, config, side
         self.prefetch = self.prefetches(recipe)
-        shared = {key: config[key] for key in ('input_size', 'interpolation', 'mean', 'std', 'crop_pct')}
-        shared['use_prefetcher'] = self.prefetch
-        ways = {} if side else {'interpolation': recipe.train_interpolation or config['interpolation']}
+        shared = self._shared(tuple(config['input_size'][-2:]))
+        if recipe.val_img_size:
+            shared['input_size'] = (config['input_size'][0], recipe.val_img_size, recipe.val_img_size)
+        self.val = create_transform(**shared)
+        self._stages: dict[tuple[int, ...], transforms.Compose] = {}
+
+    def train(self, epoch: int) -> transforms.Compose:
+        """What a worker does to one picture in training: timm's transforms, at the size of this ``epoch``."""
+        full = tuple(self.config['input_size'][-2:])
+        side = size_at(self.recipe.train_sizes, epoch)
+        size = (side, side) if side else full
+        if size not in self._stages:
+            self._stages[size] = self._training(size, full)
+        return self._stages[size]
+
+    def _shared(self, size: tuple[int, ...]) -> dict[str, Any]:
+        shared = {key: self.config[key] for key in ('interpolation', 'mean', 'std', 'crop_pct')}
+        if self.side:
+            shared['crop_pct'] = 1.0
+        return {**shared, 'input_size': (self.config['input_size'][0], *size), 'use_prefetcher': self.prefetch}
+
+    def _training(self, size: tuple[int, ...], full: tuple[int, ...]) -> transforms.Compose:
+        recipe, side = self.recipe, self.side
+        ways = {} if side else {'interpolation': recipe.train_interpolation or self.config['interpolation']}
         stages = create_transform(
-            **shared | ways,
+            **self._shared(size) | ways,
             is_training=True,
             separate=True,
             hflip=recipe.hflip,
@@ -45,15 +67,14 @@ class Pipeline:
             re_count=recipe.recount,
         )
         if side:  # the crop of in-memory sets, and no resizing but to the model's size
-            size = config['input_size'][-2:]
-            crop = [transforms.RandomCrop(side, padding=recipe.crop_pad), transforms.RandomHorizontalFlip(recipe.hflip)]
-            resized = [*crop, transforms.Resize(size)] if tuple(size) != tuple(side) else crop
+            window = tuple(round(s * whole / f) for s, whole, f in zip(size, side, full, strict=True))
+            crop = [
+                transforms.RandomCrop(window, padding=recipe.crop_pad),
+                transforms.RandomHorizontalFlip(recipe.hflip),
+            ]
+            resized = [*crop, transforms.Resize(size)] if size != window else crop
             stages = (transforms.Compose(resized), *stages[1:])
-            shared['crop_pct'] = 1.0
-        self.train = transforms.Compose(stages)
-        if recipe.val_img_size:
-            shared['input_size'] = (config['input_size'][0], recipe.val_img_size, recipe.val_img_size)
-        self.val = create_transform(**shared)
+        return transforms.Compose(stages)
 
     def prefetches(self, recipe: Recipe) -> bool:
         """Whether timm's prefetcher brings the pixels as bytes to the GPU, aside from the computation."""

@@ -39,7 +39,7 @@ class StreamData:
         processes = self.train.reader.dist_num_replicas
         full, skipped = self.train_n // (self.batch_size * processes), start // processes
         self.train.pictures.set_epoch(epoch)
-        found = self._load(self.train, self.pipeline.train, self.batch_size, self.workers, epoch, skipped)
+        found = self._load(self.train, self.pipeline.train(epoch), self.batch_size, self.workers, epoch, skipped)
         count = skipped
         for batch in islice(found, full - skipped):
             count += 1

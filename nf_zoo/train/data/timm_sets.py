@@ -46,7 +46,7 @@ def _open(recipe: Recipe, split: str, **options: Any) -> Any:
         raise UserError(f'{name} needs its folder: --data-dir DIR')
     if kind in _PACKAGES:
         options |= {'input_key': recipe.input_key, 'target_key': recipe.target_key}
-    options |= {'download': recipe.dataset_download, 'input_img_mode': _mode(recipe)}
+    options |= {'download': recipe.dataset_download, 'input_img_mode': picture_mode(recipe)}
     try:
         return create_dataset(name, root, split, is_training=split == recipe.train_split, **options)
     except Exception as error:  # each of the packages behind the names has classes of its own
@@ -59,8 +59,14 @@ def _count_option(recipe: Recipe, split: str) -> str:
     return '--train-num-samples' if split == recipe.train_split else '--val-num-samples'
 
 
-def _mode(recipe: Recipe) -> str:
-    return 'L' if recipe.in_chans == 1 else 'RGB'
+def channels_of(recipe: Recipe) -> int:
+    """Channels of the pictures: what ``input_size`` or ``in_chans`` says, else 3, as in timm's train.py."""
+    return recipe.input_size[0] if recipe.input_size else (recipe.in_chans or 3)
+
+
+def picture_mode(recipe: Recipe) -> str:
+    """Pillow's mode of the pictures: grey for models of one channel, as in timm's train.py."""
+    return 'L' if channels_of(recipe) == 1 else 'RGB'
 
 
 def _classes(found: Any, recipe: Recipe) -> list[str]:
@@ -76,7 +82,7 @@ class TimmSet(Dataset):
     """Pictures and labels by number."""
 
     def __init__(self, recipe: Recipe, split: str) -> None:
-        self.pictures, self.mode = _open(recipe, split), _mode(recipe)
+        self.pictures, self.mode = _open(recipe, split), picture_mode(recipe)
         self.classes = _classes(self.pictures, recipe)
 
     def __len__(self) -> int:
