@@ -55,6 +55,9 @@ _LAZY = {
     'fetch': 'hub',
     'verify': 'hub',
     'signal_propagation': 'analysis',
+    'agc_': 'train.gradients',
+    'gamma': 'layers.std_conv',
+    'is_batch_independent': 'layers.independence',
 }
 _PACKAGES = ('analysis', 'bench', 'export', 'hub', 'inference', 'train')
 

@@ -1,4 +1,7 @@
-"""EUNConv, the convolution that normalises its input, in the memory and nearly the time of a plain one."""
+r"""EUNConv, a convolution that normalises its input, in the memory of a plain convolution.
+
+Nguyen et al. (2023), equation 8: :math:`y = W (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
+"""
 
 import math
 from typing import Any
@@ -6,11 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..errors import UserError, nearest
 from .affine_conv import FactorConv2d
 
 NORMS = ('sample', 'tensor', 'l2')
+LARGE = 1 << 19  # numbers in a batch of features: more than the cache of a core holds
 
 
 def standardize(x: Tensor, norm: str, eps: float) -> Tensor:
@@ -24,7 +29,7 @@ def standardize(x: Tensor, norm: str, eps: float) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """The normalisation of an ``InputNormConv2d`` by itself, for a tensor that two convolutions use."""
+    """The normalisation of an :class:`InputNormConv2d` alone, for a tensor that two convolutions read."""
 
     def __init__(self, norm: str, eps: float):
         super().__init__()
@@ -39,203 +44,75 @@ class Standardize(nn.Module):
 
 
 class _InputNormConv(torch.autograd.Function):
-    """conv2d(standardize(x)) that keeps x alone for backward.
+    """conv2d(standardize(x)) that saves x and the weight for backward.
 
-    Autograd would keep the normalised input too: as much memory again as the network without normalisation needs.
-    Recomputing it is one cheap pass.
+    Autograd would save the normalised input as well, which doubles the memory. Backward computes it again.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]
     ) -> Tensor:
-        ctx.commuted = norm == 'sample' and _commutes(x, weight, conv)
-        ctx.args = norm, eps, conv, None if bias is None else bias.dtype
-        if ctx.commuted:
-            out, *statistics = _conv_then_norm(x, weight, bias, eps, conv)
-            ctx.save_for_backward(x, weight, *statistics)
-            return out
-        y, *statistics = (standardize(x, norm, eps),) if norm == 'l2' else _group_norm(x, norm, eps)
-        ctx.save_for_backward(x, weight, *statistics)
-        return F.conv2d(y, weight, bias, *conv)
+        ctx.save_for_backward(x, weight)
+        ctx.args = norm, eps, conv
+        return _conv(x, weight, bias, norm, eps, conv)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *statistics = ctx.saved_tensors
-        norm, eps, (stride, padding, dilation, groups), bias_dtype = ctx.args
-        needs = ctx.needs_input_grad[:3]
-        if ctx.commuted:
-            mean, rstd = statistics
-            return *_conv_then_norm_backward(grad, x, weight, mean, rstd, ctx.args[2], needs), None, None, None
-        if norm == 'l2':
+        x, weight = ctx.saved_tensors
+        norm, eps, (stride, padding, dilation, groups) = ctx.args
+        again = torch.is_grad_enabled()  # the caller will differentiate the gradients: keep their graph
+        with torch.enable_grad():
+            x = x if again else x.detach().requires_grad_()
             y = standardize(x, norm, eps)
-        else:
-            mean, rstd = (t.view(-1, 1, 1, 1) for t in statistics)
-            y = torch.addcmul(-mean * rstd, x, rstd)
-        # Under autocast the gradient has the convolution's dtype, the parameters have their own.
-        grad_y, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad,
-            y.to(grad.dtype),
-            weight.to(grad.dtype),
-            [weight.shape[0]],
-            stride,
-            padding,
-            dilation,
-            False,
-            [0, 0],
-            groups,
-            list(needs),
-        )
-        grad_x = None
-        if needs[0]:
-            grad_y = grad_y.to(x.dtype)
-            if norm == 'l2':
-                grad_x = _unit_norm_backward(grad_y, x, y)
-            else:
-                grad_x = _group_norm_backward(grad_y, x, *statistics)
-        if needs[1]:
-            grad_weight = grad_weight.to(weight.dtype)
-        if needs[2]:
-            grad_bias = grad_bias.to(bias_dtype)
+        # Under autocast the gradient has the convolution's dtype. Autograd casts the results to the inputs' dtypes.
+        options = (stride, padding, dilation, False, [0, 0], groups, list(ctx.needs_input_grad[:3]))
+        inputs = y.to(grad.dtype), weight.to(grad.dtype)
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, *inputs, [len(weight)], *options)
+        if grad_x is not None:
+            (grad_x,) = torch.autograd.grad(y, x, grad_x.to(y.dtype), create_graph=again)
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
-# Group norm with one group is the standardisation of an image. Its kernels do not ask where a number stands in the
-# image, so an image is given to them in the order of its memory. The fast kernel on CPUs divides the work by pixels,
-# and only if they are many: there an image looks as if it had 64 channels. Other devices refuse channels_last features:
-# there an image has one channel. A batch as one image is one group, hence one block of threads on a GPU: there it is
-# reduced by var_mean, which takes all of them.
-
-
-def _is_cpu(x: Tensor) -> bool:
-    return x.device.type == 'cpu'
-
-
-def _in_rows(x: Tensor, images: int) -> Tensor:
-    """``x`` as so many images of few channels, in the order of its memory. One: the batch as an image."""
-    pixels = x.permute(0, 2, 3, 1) if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
-    numel = math.prod(x.shape[1:]) * (len(x) if images == 1 else 1)
-    width = math.gcd(numel, 64) if _is_cpu(x) else 1
-    return pixels.reshape(images, numel // width, 1, width).permute(0, 3, 1, 2)
-
-
-def _from_rows(rows: Tensor, x: Tensor) -> Tensor:
-    """What `_in_rows` made of ``x``, in the shape of ``x`` again."""
-    pixels = rows.permute(0, 2, 3, 1)
-    n, c, h, w = x.shape
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return pixels.reshape(n, h, w, c).permute(0, 3, 1, 2)
-    return pixels.reshape(n, c, h, w)
-
-
-def _group_norm(x: Tensor, norm: str, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``standardize`` by 'sample' or 'tensor', mu and 1 / sigma, (N, 1) or (1, 1)."""
-    if norm == 'tensor' and not _is_cpu(x):
-        var, mean = torch.var_mean(x, unbiased=False)
-        rstd = torch.rsqrt(var + eps)
-        return (x - mean) * rstd, mean.view(1, 1), rstd.view(1, 1)
-    rows = _in_rows(x, min(1, len(x)) if norm == 'tensor' else len(x))
-    y, mean, rstd = torch.native_group_norm(rows, None, None, *_sizes(rows), eps)
-    return _from_rows(y, x), mean, rstd
-
-
-def _group_norm_backward(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    if len(mean) < len(x) and not _is_cpu(x):
-        y = (x - mean) * rstd
-        return rstd * (grad - grad.mean() - y * (grad * y).mean())
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    rows, grad = _in_rows(x, len(mean)), _in_rows(grad, len(mean))
-    mask = [True, False, False]
-    backward = torch.ops.aten.native_group_norm_backward
-    return _from_rows(backward(grad, rows, mean, rstd, None, *_sizes(rows), mask)[0], x)
-
-
-def _sizes(rows: Tensor) -> tuple[int, int, int, int]:
-    """N, C, pixels and groups, as group norm's kernel asks for them."""
-    n, c, h, w = rows.shape
-    return n, c, h * w, 1
-
-
-def _unit_norm_backward(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The gradient of y = x / |x|: what of that of y is orthogonal to y, by |x|, in 32 bits or more."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=dtype).clamp_min(1e-12)
-    along = torch.sum(grad * y, 1, keepdim=True, dtype=dtype)
-    return torch.addcmul(grad.to(dtype), y.to(dtype), along, value=-1).div_(length).to(grad.dtype)
-
-
-LARGE = 1 << 19  # numbers in a batch of images: more than a core's cache holds
-
-
-def _is_exact(x: Tensor) -> bool:
-    """Whether the mean may be taken off last: in 16 bits it would take the digits."""
-    return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]) -> Tensor:
+    """conv2d(standardize(x)) without a graph."""
+    if norm == 'sample' and _commutes(x, weight, conv):
+        return _conv_then_norm(x, weight, bias, eps, conv)
+    return F.conv2d(standardize(x, norm, eps), weight, bias, *conv)
 
 
 def _commutes(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> bool:
-    """Whether to normalise a convolution's output for its input: nothing is padded, and the output is smaller."""
-    return _is_pointwise(weight, conv[1], conv[3]) and weight.shape[0] < weight.shape[1] and _is_exact(x)
+    """Whether to normalise the convolution's output instead of its input: it has no padding, and its output is smaller.
+
+    In 16 bits the mean must be subtracted first, or its digits cancel those of the result.
+    """
+    if weight.shape[2:] != (1, 1) or tuple(conv[1]) != (0, 0) or conv[3] != 1 or len(weight) >= weight.shape[1]:
+        return False
+    exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
+    return exact and x.numel() >= LARGE
 
 
-def _is_pointwise(weight: Tensor, padding: Any, groups: int) -> bool:
-    return weight.shape[2:] == (1, 1) and tuple(padding) == (0, 0) and groups == 1
-
-
-def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """mu and 1 / sigma of each image, (N,)."""
+def _conv_then_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...]) -> Tensor:
+    """W (x - mu) / sigma + b as W x / sigma + (b - mu / sigma W 1)."""
     mean = x.mean((1, 2, 3))
     square = torch.linalg.vector_norm(x, dim=(1, 2, 3)).square() / math.prod(x.shape[1:])
-    # Rounding may leave less than the nothing that the variance of a blank image is.
-    return mean, (square - mean.square()).clamp(min=0).add(eps).rsqrt()
-
-
-def _is_watched() -> bool:
-    """Whether something wants to see every operator."""
-    transformed = torch._C._are_functorch_transforms_active()
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or transformed
-
-
-def _conv_then_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """W (x - mu) / sigma + b as W x / sigma + (b - mu / sigma W 1), mu and 1 / sigma (N, 1)."""
-    mean, rstd = _moments(x, eps)
-    out = F.conv2d(x, weight, None, *conv)
+    # A blank image has variance 0; rounding can make the difference slightly negative.
+    rstd = (square - mean.square()).clamp(min=0).add(eps).rsqrt()
     shift = torch.outer(-mean * rstd, weight.sum((1, 2, 3)))
     if bias is not None:
         shift = shift + bias
-    torch.addcmul(shift[:, :, None, None], out, rstd.view(-1, 1, 1, 1), out=out)
-    return out, mean[:, None], rstd[:, None]
+    out = F.conv2d(x, weight, None, *conv)
+    return torch.addcmul(shift[:, :, None, None], out, rstd.view(-1, 1, 1, 1), out=out)
 
 
-def _conv_then_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    conv: tuple[Any, ...],
-    needs: tuple[bool, ...],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias without the normalised input, which is as large as x."""
-    stride, padding, dilation, groups = conv
-    grad_x = grad_weight = grad_bias = None
-
-    def backward(grad: Tensor, *mask: bool) -> tuple[Tensor, ...]:
-        options = (stride, padding, dilation, False, [0, 0], groups, [*mask, False])
-        return torch.ops.aten.convolution_backward(grad, x, weight, None, *options)
-
-    if needs[0]:
-        grad_x = _group_norm_backward(backward(grad, True, False)[0], x, mean, rstd)
-    if needs[1] or needs[2]:
-        by_image = grad.sum((2, 3))
-        grad_bias = by_image.sum(0)
-    if needs[1]:
-        grad_weight = backward(grad * rstd[:, :, None, None], False, True)[1]
-        grad_weight -= ((mean * rstd).T @ by_image).view(-1, 1, 1, 1)
-    return grad_x, grad_weight, grad_bias if needs[2] else None
+def _is_watched(*tensors: Tensor | None) -> bool:
+    """Whether a tracer, a compiler, torch.func or forward-mode differentiation must see plain operators."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return True
+    # torch.func has no public function that says whether one of its transforms is active.
+    if torch._C._are_functorch_transforms_active():
+        return True
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def input_norm_conv(
@@ -251,14 +128,10 @@ def input_norm_conv(
 ) -> Tensor:
     """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone."""
     if not torch.jit.is_scripting():
-        if not _is_watched():
+        if not _is_watched(x, weight, bias):
             conv = (stride, padding, dilation, groups)
-            if torch.is_grad_enabled():
-                return _InputNormConv.apply(x, weight, bias, norm, eps, conv)
-            if norm == 'sample' and x.numel() >= LARGE and _commutes(x, weight, conv):
-                return _conv_then_norm(x, weight, bias, eps, conv)[0]
-            if norm != 'l2':
-                return F.conv2d(_group_norm(x, norm, eps)[0], weight, bias, *conv)
+            run = _InputNormConv.apply if torch.is_grad_enabled() else _conv
+            return run(x, weight, bias, norm, eps, conv)
     return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
 
 

@@ -1,15 +1,58 @@
 """What happens to an update's gradients: their norm is measured, and they are clipped."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from timm.models import model_parameters
 from timm.utils import dispatch_clip_grad
+from timm.utils.agc import unitwise_norm
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
+from ..errors import UserError
 from .recipe import Recipe
+
+
+@torch.no_grad()
+def agc_(
+    parameters: Tensor | Iterable[Tensor], clip: float = 0.01, eps: float = 1e-3, exclude: Iterable[Tensor] = ()
+) -> float:
+    r"""Adaptive gradient clipping in place. Brock, De, Smith, Simonyan (2021), arXiv:2102.06171, equation 3.
+
+    .. math:: G_i \leftarrow \lambda \frac{\max(|W_i|, \epsilon)}{|G_i|} G_i
+              \quad\text{where}\quad |G_i| > \lambda \max(|W_i|, \epsilon)
+
+    A unit i is a row of a weight: all that leads to one output channel. A bias, or a scalar, is one unit. The result is
+    that of timm's ``adaptive_clip_grad``. The paper leaves the classifier out:
+    ``agc_(model.parameters(), exclude=model.get_classifier().parameters())``.
+
+    Args:
+        parameters: Their gradients ``grad`` are clipped; those without one are skipped.
+        clip: lambda, the greatest ratio of the two norms.
+        eps: Norm that a unit has at least, so that zero weights can learn.
+        exclude: Parameters that are left as they are.
+
+    Returns:
+        The share of clipped units, 0 to 1.
+
+    Raises:
+        UserError: ``clip`` or ``eps`` isn't positive.
+    """
+    if not (clip > 0 and eps > 0):
+        raise UserError(f'agc_(clip={clip}, eps={eps}): both must be positive')
+    skipped = {id(parameter) for parameter in exclude}
+    clipped = units = 0
+    for parameter in [parameters] if isinstance(parameters, Tensor) else parameters:
+        grad = parameter.grad
+        if grad is None or id(parameter) in skipped:
+            continue
+        limit = unitwise_norm(parameter).clamp_(min=eps).mul_(clip)
+        norm = unitwise_norm(grad)
+        large = norm > limit
+        grad.mul_(torch.where(large, limit / norm, 1))
+        clipped, units = clipped + large.sum(), units + large.numel()
+    return float(clipped / units) if units else 0.0
 
 
 class Gradients:
