@@ -49,6 +49,7 @@ __version__ = '0.1.0'
 
 # Loaded when first used: they bring the libraries of training, hubs and exporters.
 _LAZY = {
+    'convert': 'conversion',
     'export_onnx': 'export',
     'export_torchscript': 'export',
     'publish': 'hub',
@@ -59,7 +60,7 @@ _LAZY = {
     'gamma': 'layers.std_conv',
     'is_batch_independent': 'layers.independence',
 }
-_PACKAGES = ('analysis', 'bench', 'export', 'hub', 'inference', 'train')
+_PACKAGES = ('analysis', 'bench', 'conversion', 'export', 'hub', 'inference', 'train')
 
 __all__ = ['fold', 'list_models', *_LAZY, *_PACKAGES]
 

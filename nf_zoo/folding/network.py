@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from timm.models import FeatureDictNet
 from timm.models.nfnet import GammaAct, NormFreeBlock, NormFreeNet
-from timm.utils.model import reparameterize_model
 from torch import nn
 
 from ..errors import UserError
 from ..layers.affine_conv import Shift, add_bias
 from ..layers.input_norm import InputNormConv2d
 from ..layers.std_conv import WeightConv2d
+from ..layers.weight_norm import WeightNorm
 from ..net.network import Bias, ResNet
 from .blocks import PlainBlock, PreBlock, affine, normed, scale_input, scale_output, then_affine
 from .timm_blocks import StdConv, plain_act, plain_block, plain_std_conv
@@ -47,7 +47,7 @@ def fold(model: nn.Module) -> nn.Module:
     if any(p.is_meta for p in model.parameters()):
         raise UserError("the model is on the device 'meta' and has no weights to fold")
     root = nn.ModuleList([deepcopy(model)])
-    reparameterize_model(root, inplace=True)
+    _fuse(root)
     _replace(root, StdConv, plain_std_conv)
     _replace(root, NormFreeBlock, plain_block)
     stems: dict[nn.Module, nn.Conv2d | None] = {}
@@ -64,6 +64,23 @@ def fold(model: nn.Module) -> nn.Module:
     folded = root[0].eval()
     folded.is_folded = True  # type: ignore[assignment]
     return folded
+
+
+def _fuse(module: nn.Module, converted: bool = False) -> None:
+    """As timm's ``reparameterize_model``; but of a converted network, only the layers.
+
+    The ``fuse`` of its blocks (of LeViT, RepVGG and others) expects the batch normalization that it no longer has.
+    """
+    for name, child in list(module.named_children()):
+        inside = converted or hasattr(child, 'conversion')
+        if hasattr(child, 'fuse') and (not inside or isinstance(child, WeightConv2d | WeightNorm)):
+            setattr(module, name, child.fuse())
+            continue
+        for method in ('reparameterize', 'switch_to_deploy'):
+            if hasattr(child, method) and not inside:
+                getattr(child, method)()
+                break
+        _fuse(child, inside)
 
 
 def _replace(root: nn.Module, kind: Any, convert: Callable[[Any], nn.Module]) -> None:

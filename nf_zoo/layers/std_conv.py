@@ -75,7 +75,6 @@ class WeightConv2d(nn.Conv2d):
 
 def plain_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """An ``nn.Conv2d`` of ``like``'s geometry, device, dtype and mode, with copies of ``weight`` and ``bias``."""
-    assert not isinstance(like.padding, str)
     conv = nn.Conv2d(
         like.in_channels,
         like.out_channels,
@@ -84,6 +83,7 @@ def plain_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2
         padding=like.padding,  # type: ignore[arg-type]
         dilation=like.dilation,  # type: ignore[arg-type]
         groups=like.groups,
+        padding_mode=like.padding_mode,
         bias=bias is not None,
         device='meta',
     )
@@ -123,6 +123,40 @@ class ScaledStdConv2d(WeightConv2d):
         return standardized(self.weight, (self.gain * self.scale).view(-1), self.eps)
 
 
+def filter_norm(weight: Tensor) -> Tensor:
+    """|v| of each output channel (out, 1, ...) of a weight v (out, ...); 1 where v is zero, so that v / |v| is too."""
+    norm = torch.linalg.vector_norm(weight.flatten(1), dim=1).view([-1] + [1] * (weight.dim() - 1))
+    return torch.where(norm == 0, torch.ones_like(norm), norm)
+
+
+def without_batch_norm(
+    norm: Tensor, bias: Tensor | None, mean: Tensor, var: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    r"""Gain and bias with which a weight-normalised layer computes what a layer and its batch normalization compute.
+
+    .. math:: \gamma\, \frac{v * x + b - \mu}{\sigma} + \beta = \frac{g\, v}{|v|} * x + b', \qquad
+              g = \frac{|v|\, \gamma}{\sigma}, \quad b' = \beta + \frac{\gamma\, (b - \mu)}{\sigma}, \quad
+              \sigma = \sqrt{\mathrm{var} + \epsilon}
+
+    Args:
+        norm: |v| of the layer's output channels (out,).
+        bias: The layer's bias b (out,), or None.
+        mean: Running mean of the batch normalization (out,).
+        var: Its running variance (out,).
+        gamma: Its weight (out,), or None for 1.
+        beta: Its bias (out,), or None for 0.
+        eps: What it adds to the variance.
+
+    Returns:
+        g and b', both (out,).
+    """
+    factor = torch.rsqrt(var + eps)
+    if gamma is not None:
+        factor = factor * gamma
+    shift = -mean if bias is None else bias - mean
+    return norm * factor, shift * factor if beta is None else beta + shift * factor
+
+
 class WeightNormConv2d(WeightConv2d):
     """Weight normalisation: W' = g v / |v|, with |v| the norm of an output channel's weights. Salimans, Kingma (2016).
 
@@ -136,7 +170,7 @@ class WeightNormConv2d(WeightConv2d):
 
     def norm(self) -> Tensor:
         """|v| (out, 1, 1, 1)."""
-        return torch.linalg.vector_norm(self.weight, dim=(1, 2, 3), keepdim=True)
+        return filter_norm(self.weight)
 
     def effective_weight(self) -> Tensor:
         norm = self.norm()
