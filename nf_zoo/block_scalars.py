@@ -90,7 +90,9 @@ class ResidualWatch(TorchDispatchMode):
         own = any(True for _ in module.children()) if self._blocks is None else name in self._blocks
         if own:  # a module without parts has no branch
             self._hooks.append(
-                module.register_forward_pre_hook(lambda _, args: self._running.append((name, args[0] if args else None)))
+                module.register_forward_pre_hook(
+                    lambda _, args: self._running.append((name, args[0] if args else None))
+                )
             )
             self._hooks.append(module.register_forward_hook(lambda _, args, y: self._leave(name, y)))
         if type(module).__name__ in _DROP or name.rpartition('.')[2] == 'drop_path':

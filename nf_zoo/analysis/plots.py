@@ -1,6 +1,7 @@
 """Pictures of signals and of trained networks, as PNG or SVG."""
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ LABELS = {
     'share': "branch's share of the output variance",
     'nonzero': 'share of elements that are not 0',
 }
+STYLES = {'-': 'solid', '--': 'dashed', ':': 'dotted'}
+THEORY, STAGE_END = 'theory', 'last block of a stage'
 
 
 class Curve(NamedTuple):
@@ -29,6 +32,7 @@ class Curve(NamedTuple):
     colour: str
     expected: Sequence[float] | None = None
     style: str = '-'
+    wide: bool = False  # a wide, pale line, on which another one of the same values stays visible
 
 
 class Panel(NamedTuple):
@@ -101,7 +105,13 @@ def draw(path: Path, title: str, panels: Sequence[Sequence[Panel]], note: str = 
         for axes in axes_row[len(row) :]:
             axes.set_visible(False)
     figure.suptitle(f'{title}\n{note}' if note else title, fontsize=11)
-    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=2 * columns, fontsize='small')
+    last = [label for label in (THEORY, STAGE_END) if label in handles]
+    labels = [label for label in handles if label not in last] + last
+    fitting = int(13 * figure.get_figwidth() / (8 + max(map(len, labels))))
+    columns = min(len(labels), max(1, fitting))
+    figure.legend(
+        [handles[label] for label in labels], labels, loc='outside lower center', ncols=columns, fontsize='small'
+    )
     save(figure, path)
 
 
@@ -116,10 +126,11 @@ def _draw_panel(axes: Any, panel: Panel, handles: dict[str, Any]) -> None:
     for target, fields in both:
         for curve in panel.curves:
             for field, style in fields:
-                _draw_curve(target, panel, curve, field, style, several, handles)
+                _draw_curve(target, panel, curve, field, style, handles)
         target.set_yscale('log' if panel.log else 'linear')
         unit = ' / that of the last block' if panel.relative else ''
-        target.set_ylabel(', '.join(LABELS[field] for field, _ in fields) + unit, fontsize='small')
+        names = [LABELS[field] + (f' ({STYLES[style]})' if several else '') for field, style in fields]
+        target.set_ylabel(',\n'.join(names) + unit, fontsize='small')
         if not panel.log:
             target.set_ylim(bottom=0)
     if panel.transitions and panel.curves:
@@ -134,22 +145,22 @@ def _draw_panel(axes: Any, panel: Panel, handles: dict[str, Any]) -> None:
         axes.set_title(panel.title, fontsize=10)
 
 
-def _draw_curve(
-    axes: Any, panel: Panel, curve: Curve, field: str, style: str, several: bool, handles: dict[str, Any]
-) -> None:
+def _draw_curve(axes: Any, panel: Panel, curve: Curve, field: str, style: str, handles: dict[str, Any]) -> None:
     first = 0 if panel.stem and field in ('squared_mean', 'variance') else 1
     values = [getattr(row, field) for row in curve.rows]
     scale = 1 / values[-1] if panel.relative and values[-1] else 1.0
-    shown = [(x, value * scale) for x, value in enumerate(values) if x >= first and (value > 0 or not panel.log)]
+    drawable = [math.isfinite(value) and (value > 0 or not panel.log) for value in values]
+    shown = [(x, value * scale) for x, value in enumerate(values) if x >= first and drawable[x]]
     if not shown:
         return
-    (line,) = axes.plot(*zip(*shown, strict=True), style or curve.style, color=curve.colour, linewidth=1.4)
-    handles.setdefault(f'{curve.label}: {LABELS[field]}' if several else curve.label, line)
+    look = dict(linewidth=4.0, alpha=0.4) if curve.wide else dict(linewidth=1.4)
+    (line,) = axes.plot(*zip(*shown, strict=True), style or curve.style, color=curve.colour, **look)
+    if curve.label not in handles or style == '-':
+        handles[curve.label] = line
     ends = [x for x in range(1, len(values)) if x + 1 == len(values) or curve.rows[x + 1].stage != curve.rows[x].stage]
-    points = [(x, values[x] * scale) for x in ends if values[x] > 0 or not panel.log]
-    (dots,) = axes.plot(*zip(*points, strict=True), 'k.', markersize=5, zorder=3) if points else (None,)
-    if dots is not None:
-        handles.setdefault('last block of a stage', dots)
+    points = [(x, values[x] * scale) for x in ends if drawable[x]]
+    if points:
+        (handles[STAGE_END],) = axes.plot(*zip(*points, strict=True), 'k.', markersize=5, zorder=3)
     if field == 'variance' and curve.expected:
-        (theory,) = axes.plot(range(1, len(values)), curve.expected[1:], ':', color='0.35', linewidth=1.6, zorder=3)
-        handles.setdefault('theory', theory)
+        blocks = range(1, len(values))
+        (handles[THEORY],) = axes.plot(blocks, curve.expected[1:], '--', color='0.3', linewidth=1.3, zorder=3)
