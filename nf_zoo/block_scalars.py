@@ -131,7 +131,7 @@ class ResidualWatch(TorchDispatchMode):
         op = func.overloadpacket
         factors = self._multiplied(args) if op in _PRODUCTS else None
         if op in _SUMS:
-            self._add(args, kwargs)
+            factors = self._add(args, kwargs)
         out = func(*args, **kwargs)
         depth = max((self._depth.get(a, -1) for a in _tensors(args)), default=-1)
         if depth >= 0:
@@ -156,13 +156,14 @@ class ResidualWatch(TorchDispatchMode):
                 return old._replace(constant=old.constant * other)
         return None
 
-    def _add(self, args: Any, kwargs: Any) -> None:
+    def _add(self, args: Any, kwargs: Any) -> _Factors | None:
+        """Note a residual addition; of another one, of a bias, return the factors, which it leaves as they are."""
         a, b = args[:2]
         if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim == 4 and a.shape == b.shape):
-            return
+            return self._factors.get(a) if isinstance(a, Tensor) else None
         depths = self._depth.get(a, -1), self._depth.get(b, -1)
         if not self._running or min(depths) < 0 or depths[0] == depths[1]:
-            return
+            return None
         name = self._running[-1][0]
         branch, weight = (a, 1.0) if depths[0] > depths[1] else (b, kwargs.get('alpha', 1.0))
         added = variance(branch)
@@ -170,6 +171,7 @@ class ResidualWatch(TorchDispatchMode):
         if math.isnan(inner):
             inner = self._factors.get(branch, _Factors()).remove(added, constants=True)
         self._branches[name] = Branch(inner, added * weight**2)
+        return None
 
 
 def _tensors(values: Any) -> Any:

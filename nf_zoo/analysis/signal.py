@@ -82,6 +82,9 @@ def signal_propagation(
         UserError: no residual block was found, or ``blocks`` names a module that isn't there.
     """
     check_blocks(model, blocks)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if like.is_meta:
+        raise UserError(f'{type(model).__name__} is on the meta device and has no values; create it on the CPU')
     net: Any = copy.deepcopy(model).eval().requires_grad_(False)
     if hasattr(net, 'set_grad_checkpointing'):
         net.set_grad_checkpointing(False)
@@ -90,9 +93,6 @@ def signal_propagation(
             module.train()
     if awake:
         wake(net)
-    like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
-    if like.is_meta:
-        raise UserError(f'{type(model).__name__} is on the meta device and has no values; create it on the CPU')
     generator = torch.Generator().manual_seed(seed)
     if x is None:
         x = torch.randn(4, *_input_size(net), generator=generator)
