@@ -1,4 +1,4 @@
-"""The papers' signal propagation plots, computed anew: Brock (2021), Hoedt (2022), Civitelli (2021) and their coauthors.
+"""The papers' signal propagation plots, computed anew: of Brock (2021), Hoedt (2022) and Civitelli (2021), et al.
 
 The networks are the zoo's, timm's pre-activation ResNet with batch normalization in either order, and timm's ResNet.
 By default they have a quarter of the papers' width and smaller images: every claim here holds for every width, and the
@@ -7,41 +7,37 @@ curves agree with those of the full size.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
-from timm.layers import create_conv2d
-from timm.models.resnet import Bottleneck, ResNet
-from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
 from ..errors import UserError, nearest
-from ..layers.std_conv import WSConv2d
+from .figure_nets import (
+    DEEP,
+    STAGES,
+    Size,
+    bn_relu,
+    classical,
+    halve_attention,
+    he_nf_resnet,
+    nf_resnet,
+    postact_resnet,
+    preact_resnet,
+    relu,
+    relu_bn,
+    without_pooling,
+)
 from .plots import COLOURS, Curve, Panel, draw
 from .signal import signal_propagation
-from .verdict import additions, verdict
+from .verdict import additions
 
 BLUE, RED, GREEN, PINK, CYAN, ORANGE, BLACK = COLOURS
-DEEP = (50, 50, 50, 50)  # ResNet-600
 RELU_VARIANCE = 1 - 1 / math.pi  # of W relu(x) with He's weights, x ~ N(0, 1)
-CIFAR_STAGES = {'18': (2, 2, 2, 2), '50': (3, 4, 6, 3), '101': (3, 4, 23, 3)}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a figure's networks and images are. ``width`` is a factor of all widths."""
-
-    width: float = 0.25
-    pixels: int = 192
-    batch: int = 2
-    seed: int = 0
-
-    def channels(self, *widths: int) -> tuple[int, ...]:
-        return tuple(max(8, int(width * self.width)) for width in widths)
 
 
 class Figure(NamedTuple):
@@ -52,116 +48,6 @@ class Figure(NamedTuple):
     full: Size
     quick: Size
     panels: Callable[[Size], list[list[Panel]]]
-
-
-# ---- initialisation
-
-
-def he_(model: nn.Module, mode: str = 'fan_in', gain: float = 2.0, standardised: bool = False) -> nn.Module:
-    """Draw every convolution from N(0, gain / fan), in place.
-
-    ``standardised``: each layer's weights get exactly that mean and variance (Civitelli et al., section 4).
-    """
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                fan = module.weight[0].numel() if mode == 'fan_in' else module.weight[:, 0].numel()
-                nn.init.normal_(module.weight)
-                if standardised:
-                    deviation, mean = torch.std_mean(module.weight, correction=0)
-                    module.weight.sub_(mean).div_(deviation)
-                module.weight.mul_((gain / fan) ** 0.5)
-    return model
-
-
-# ---- networks
-
-
-def _bn_relu(chs: int, act: Callable[..., nn.Module] = nn.ReLU, **dd: Any) -> nn.Module:
-    return nn.Sequential(nn.BatchNorm2d(chs, **dd), act())
-
-
-def _relu_bn(chs: int, act: Callable[..., nn.Module] = nn.ReLU, **dd: Any) -> nn.Module:
-    return nn.Sequential(act(), nn.BatchNorm2d(chs, **dd))
-
-
-def _relu(chs: int, **dd: Any) -> nn.Module:
-    return nn.ReLU()
-
-
-def preact_resnet(size: Size, depths: Sequence[int], norm: Callable[..., nn.Module], gain: float = 2.0) -> nn.Module:
-    """timm's ResNetV2 with plain convolutions of variance gain / fan-in; ``norm`` gives what precedes each of them."""
-    model = ResNetV2(
-        tuple(depths),
-        channels=size.channels(256, 512, 1024, 2048),
-        stem_chs=size.channels(64)[0],
-        conv_layer=create_conv2d,
-        norm_layer=_as_function(norm),
-    )
-    return he_(model, gain=gain)
-
-
-def _as_function(norm: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    """timm takes a plain function as what makes a normalisation with its activation."""
-
-    def layer(chs: int, **kwargs: Any) -> nn.Module:
-        return norm(chs, **{key: value for key, value in kwargs.items() if key in ('device', 'dtype')})
-
-    return layer
-
-
-def nf_resnet(size: Size, depths: Sequence[int] = DEEP, alpha: float = 1.0, **kwargs: Any) -> nn.Module:
-    """The zoo's NF-ResNet in the paper's form, with another alpha; its branches are woken when it is measured."""
-    model: Any = timm.create_model('dm_nf_resnet50', depths=depths, width=size.width, **kwargs)
-    since = 0
-    for stage in model.stages:
-        for n, block in enumerate(stage):
-            block.alpha, block.beta = alpha, (1 + since * alpha**2) ** -0.5
-            since = 1 if n == 0 and stage is not model.stages[0] else since + 1
-    return model
-
-
-def he_nf_resnet(size: Size, depths: Sequence[int] = DEEP) -> nn.Module:
-    """An NF-ResNet with plain ReLU and He's weights instead of scaled weight standardisation."""
-    model = nf_resnet(size, depths, gamma=1.0)
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, WSConv2d):
-                setattr(module, name, child.fuse())
-    return he_(model)
-
-
-def without_pooling(model: Any) -> nn.Module:
-    """The stem's max pooling replaced by taking every second pixel, which keeps the mean at 0."""
-    model.stem.pool = nn.MaxPool2d(1, stride=2)
-    return model
-
-
-def postact_resnet(size: Size, depths: Sequence[int]) -> nn.Module:
-    """timm's ResNet (v1): batch normalization behind each convolution, ReLU behind the sum."""
-    return ResNet(Bottleneck, tuple(depths), channels=size.channels(64, 128, 256, 512), zero_init_last=False)
-
-
-def classical(size: Size, layers: str, mode: str, normalised: bool) -> nn.Module:
-    """Civitelli et al.'s classical ResNet for 32 px, c = 1 with identity shortcuts, with or without BN."""
-    if normalised:
-        chs, stem = (64, 128, 256, 512) if layers == '18' else (256, 512, 1024, 2048), size.channels(64)[0]
-        model: Any = ResNetV2(
-            CIFAR_STAGES[layers],
-            channels=size.channels(*chs),
-            stem_chs=stem,
-            basic=layers == '18',
-            bottle_ratio=1.0 if layers == '18' else 0.25,
-            conv_layer=create_conv2d,
-            norm_layer=_as_function(_bn_relu),
-        )
-        model.stem = nn.Sequential(nn.Conv2d(3, stem, 3, padding=1, bias=False))
-        return he_(model, mode, standardised=True)
-    model = timm.create_model(f'idshort_resnet{layers}_cifar', width=size.width)
-    for stage in model.stages:
-        for block in stage:
-            block.c = 1.0
-    return he_(model, mode, standardised=True)
 
 
 # ---- curves
@@ -201,12 +87,12 @@ def _three(curves: Sequence[Curve], log: bool = False) -> list[list[Panel]]:
 
 def _bn_before(size: Size, depths: Sequence[int] = DEEP, colour: str = BLUE) -> Curve:
     label, line = 'batch norm, BN-ReLU-Conv, He', (RELU_VARIANCE, RELU_VARIANCE)
-    return _measured(label, lambda: preact_resnet(size, depths, _bn_relu), size, colour, line)
+    return _measured(label, lambda: preact_resnet(size, depths, bn_relu), size, colour, line)
 
 
 def _bn_behind(size: Size, depths: Sequence[int] = DEEP, colour: str = RED) -> Curve:
     # With He's 2 / fan-in the branch has variance 2; the paper's curve has 1.
-    make = lambda: preact_resnet(size, depths, _relu_bn, gain=1.0)  # noqa: E731
+    make = lambda: preact_resnet(size, depths, relu_bn, gain=1.0)  # noqa: E731
     return _measured('batch norm, ReLU-BN-Conv, 1 / fan-in', make, size, colour, (1.0, 1.0))
 
 
@@ -229,7 +115,7 @@ def _brock6(size: Size) -> list[list[Panel]]:
 
 
 def _brock7(size: Size) -> list[list[Panel]]:
-    linear = partial(_bn_relu, act=nn.Identity)
+    linear = partial(bn_relu, act=nn.Identity)
     normed = lambda: without_pooling(preact_resnet(size, DEEP, linear, gain=1.0))  # noqa: E731
     free = lambda: without_pooling(nf_resnet(size, act_layer='identity'))  # noqa: E731
     return _three(
@@ -256,13 +142,6 @@ def _brock9(size: Size) -> list[list[Panel]]:
     )
 
 
-def halve_attention(model: nn.Module) -> None:
-    """Take the factor 2 away from every squeeze-and-excite module, in place."""
-    for name, module in model.named_modules():
-        if name.rpartition('.')[2].startswith('attn'):
-            module.register_forward_hook(lambda _, args, y: y / 2)
-
-
 def _brock10(size: Size) -> list[list[Panel]]:
     make = partial(timm.create_model, 'fixup_resnet50', depths=DEEP, width=size.width)
     return _three([_measured('Fixup', make, size, BLUE)])
@@ -277,14 +156,14 @@ def _twin(curves: Sequence[Curve], title: str, log: bool = False) -> Panel:
 
 
 def _hoedt4(size: Size) -> list[list[Panel]]:
-    depths = CIFAR_STAGES['50']
-    none = _measured('no BN', lambda: preact_resnet(size, depths, _relu), size, RED)
+    depths = STAGES['50']
+    none = _measured('no BN', lambda: preact_resnet(size, depths, relu), size, RED)
     normed = _bn_before(size, depths)._replace(label='BN -> ReLU', expected=None)
     return [[_twin([none, normed], 'with and without BN', log=True), _twin([normed], 'with BN')]]
 
 
 def _hoedt5(size: Size) -> list[list[Panel]]:
-    depths = CIFAR_STAGES['50']
+    depths = STAGES['50']
     normed = _bn_behind(size, depths, BLUE)._replace(label='ReLU -> BN', expected=None)
     he = _measured('NF, He', lambda: he_nf_resnet(size, depths), size, RED)
     centred = _scaled_ws(size, GREEN, depths=depths)._replace(label='NF, centred weights', expected=None)
@@ -418,20 +297,24 @@ def curves_of(panels: Sequence[Sequence[Panel]]) -> dict[str, Curve]:
     return found
 
 
-def measure_figure(name: str, full: bool = False, **size: Any) -> list[list[Panel]]:
-    """Measure the networks of a figure. ``size``: fields of `Size` to change. Raises UserError: an unknown name."""
+def figure_size(name: str, full: bool = False, **given: Any) -> Size:
+    """The size of a figure, quick or the paper's, with the fields in ``given`` changed.
+
+    Raises:
+        UserError: no such figure.
+    """
     if name not in FIGURES:
         raise UserError(f"no figure '{name}'{nearest(name, FIGURES)}; there are {', '.join(FIGURES)}")
-    figure = FIGURES[name]
-    return figure.panels(replace(figure.full if full else figure.quick, **size))
+    return replace(FIGURES[name].full if full else FIGURES[name].quick, **given)
+
+
+def measure_figure(name: str, size: Size | None = None) -> list[list[Panel]]:
+    """Measure the networks of a figure, at its quick size by default. Raises UserError: no such figure."""
+    size = size or figure_size(name)
+    return FIGURES[name].panels(size)
 
 
 def draw_figure(name: str, path: Path, panels: Sequence[Sequence[Panel]], size: Size) -> None:
     """Write a measured figure as .png or .svg."""
     note = f'width x{size.width:g}, {size.batch} images N(0, 1) of {size.pixels} px, seed {size.seed}'
     draw(path, FIGURES[name].title, panels, note)
-
-
-def verdicts(panels: Sequence[Sequence[Panel]]) -> dict[str, str]:
-    """For each network of a figure its `verdict`."""
-    return {label: verdict(curve.rows) for label, curve in curves_of(panels).items()}

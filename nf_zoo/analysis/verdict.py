@@ -24,11 +24,15 @@ def expected_variance(model: nn.Module, rows: Sequence[BlockSignal]) -> list[flo
     NF-ResNets and NF-RegNets: 1 + n alpha^2 after n additions in a stage (Brock, De, Smith 2021, section 4).
     """
     modules: dict[str, Any] = dict(model.named_modules())
-    alphas = [getattr(modules[row.block], 'alpha', None) for row in rows[1:]]
-    pre = getattr(model, 'preact', False) and all(hasattr(modules[row.block], 'beta') for row in rows[1:])
-    if not pre or not all(isinstance(alpha, float | int) for alpha in alphas):
+    alphas: list[float] = []
+    for row in rows[1:]:
+        alpha = getattr(modules[row.block], 'alpha', None)
+        if not isinstance(alpha, float | int) or not hasattr(modules[row.block], 'beta'):
+            return None
+        alphas.append(alpha)
+    if not getattr(model, 'preact', False):  # EUNNet's and RescaleNet's alpha is a factor of the shortcut
         return None
-    return [1.0, *(1 + n * float(alpha) ** 2 for n, alpha in zip(additions(rows), alphas, strict=True))]
+    return [1.0, *(1 + n * alpha**2 for n, alpha in zip(additions(rows), alphas, strict=True))]
 
 
 def additions(rows: Sequence[BlockSignal]) -> list[int]:
@@ -36,8 +40,11 @@ def additions(rows: Sequence[BlockSignal]) -> list[int]:
     return [n for _, stage in groupby(rows[1:], lambda row: row.stage) for n, _ in enumerate(stage, 1)]
 
 
-def verdict(rows: Sequence[BlockSignal], expected: Sequence[float] | None = None) -> str:
-    """One sentence on the rows of a network: its variance, its branches, its gradients."""
+def verdict(rows: Sequence[BlockSignal], expected: Sequence[float] | None = None, trained: bool = False) -> str:
+    """One sentence on the rows of a network: its variance, its branches, its gradients.
+
+    ``trained``: whether the weights are; then growth is what the network has learned, and no explosion.
+    """
     blocks = list(rows[1:])
     broken = next((row.block for row in blocks if not math.isfinite(row.variance)), None)
     if broken:
@@ -45,7 +52,8 @@ def verdict(rows: Sequence[BlockSignal], expected: Sequence[float] | None = None
     parts = [_forward(blocks, expected[1:] if expected else None), _means(blocks), _branches(blocks)]
     if all(math.isfinite(row.gradient_variance) for row in blocks):
         parts.append(_backward(blocks))
-    return '; '.join(part for part in parts if part)
+    text = '; '.join(part for part in parts if part)
+    return text.replace('explodes: ', '').replace('gradients explode: ', 'gradients grow ') if trained else text
 
 
 def _stages(blocks: Sequence[BlockSignal], field: str) -> list[list[float]]:

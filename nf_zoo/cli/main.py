@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import CheckFailed, UserError, nearest, one_line
 from ..text import say
-from . import bench, evaluate, export, hub, models
+from . import bench, evaluate, export, hub, models, signal
 from .parser import Command, Parser
 
 
@@ -34,7 +34,7 @@ COMMANDS = {
     **evaluate.COMMANDS,
     **hub.COMMANDS,
     **export.COMMANDS,
-    'signal': models.COMMANDS['signal'],
+    'signal': signal.COMMAND,
     **bench.COMMANDS,
 }
 

@@ -1,4 +1,4 @@
-"""The commands that look at models: list, info, signal."""
+"""The commands that look at models: list and info."""
 
 import argparse
 import json
@@ -44,21 +44,6 @@ def _info(args: argparse.Namespace) -> None:
         )
 
 
-def _signal(args: argparse.Namespace) -> None:
-    from ..analysis.signal import BlockSignal, signal_propagation
-    from ..inference.loading import load_model
-
-    rows = signal_propagation(load_model(args.name, args.pretrained))
-    if args.json:
-        print(json.dumps([row._asdict() for row in rows], indent=2))
-        return
-    block, *numbers = BlockSignal._fields
-    left = max(len(row.block) for row in rows)
-    print(f'{block:<{left}}', *(f'{number:>17}' for number in numbers))
-    for name, *values in rows:
-        print(f'{name:<{left}}', *(f'{value:>17.4g}' for value in values))
-
-
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ' '.join(f'{key} {_in_words(item)}' for key, item in value.items())
@@ -80,14 +65,7 @@ def _info_options(add: Add) -> None:
     add('--json', **JSON)
 
 
-def _signal_options(add: Add) -> None:
-    add('name', **NAME)
-    add('--pretrained', action='store_true', help='use the pretrained weights instead of the initial ones')
-    add('--json', **JSON)
-
-
 COMMANDS = {
     'list': Command('the models', "nf-zoo list 'eunnet*' --pretrained", _list_options, _list),
     'info': Command('size, cost, paper and weights of a model', 'nf-zoo info eunnet20_cifar', _info_options, _info),
-    'signal': Command('mean and variance at every block', 'nf-zoo signal nf_resnet50', _signal_options, _signal),
 }

@@ -9,9 +9,8 @@ from timm.data import create_transform
 from torch import Tensor
 
 from ..errors import UserError
-from ..inference.images import read_image
+from ..inference.images import image_files, read_image
 
-SUFFIXES = {'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
 LIMIT = 1000  # images of a folder that are used; they are spread over all of it
 
 
@@ -26,17 +25,11 @@ class Images:
     """
 
     def __init__(self, folder: str | Path, facts: dict[str, Any], limit: int = LIMIT):
-        root = Path(folder)
-        if not root.is_dir():
-            raise UserError(f"no folder '{folder}' of images")
         channels = facts['input_size'][0]
         if channels not in (1, 3):
             raise UserError(f'the model takes {channels} channels; image files give 3 or 1')
-        files = sorted(path for path in root.rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
-        if not files:
-            raise UserError(f"no images in '{folder}' (PNG, JPEG, WebP, BMP, GIF, TIFF)")
-        numbers = _classes(root, files, facts)
-        self.files = [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
+        self.files = image_files(folder, limit)
+        numbers = _classes(Path(folder), self.files, facts)
         self.labels = None if numbers is None else [numbers[path.parent.name] for path in self.files]
         self._facts = facts
         self._mode = 'RGB' if channels == 3 else 'L'

@@ -15,6 +15,22 @@ from ..train.data.config import data_config
 
 # Pillow also reads formats that start other programs (EPS); an image from outside may only be one of these.
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'GIF', 'TIFF')
+SUFFIXES = {'.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'}
+
+
+def image_files(folder: str | Path, limit: int) -> list[Path]:
+    """The image files of a folder and its subfolders, at most ``limit``, spread over all of them.
+
+    Raises:
+        UserError: no such folder, or no images in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"no folder '{folder}' of images")
+    files = sorted(path for path in root.rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not files:
+        raise UserError(f"no images in '{folder}' ({', '.join(FORMATS)})")
+    return [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
 
 
 def read_image(image: str | Path | Image.Image, mode: str = 'RGB') -> Image.Image:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nf_zoo import signal_propagation
-from nf_zoo.analysis.figures import halve_attention
+from nf_zoo.analysis.figure_nets import halve_attention
 from nf_zoo.analysis.signal import BlockSignal
 from nf_zoo.net.layout import Layout, Site, imagenet
 

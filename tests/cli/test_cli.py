@@ -305,17 +305,6 @@ def test_export_above_the_tolerance_is_a_failed_check(run: Run, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_signal(run: Run) -> None:
-    torch.manual_seed(1)
-    rows = json.loads(run('signal', 'nf_resnet20_cifar', '--json')[1])
-    assert [row['block'] for row in rows] == [f'stages.{i}.{j}' for i in range(3) for j in range(3)]
-    torch.manual_seed(1)
-    head, *lines = run('signal', 'nf_resnet20_cifar')[1].splitlines()
-    assert head.split() == list(rows[0])
-    assert [line.split()[0] for line in lines] == [row['block'] for row in rows]
-    assert float(lines[4].split()[2]) == pytest.approx(rows[4]['variance'], rel=1e-3)
-
-
 def test_bench(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from nf_zoo.bench.measure import BenchRow
     from nf_zoo.cli.bench import BENCHES
