@@ -11,6 +11,7 @@ channels_last, autocast computes in bfloat16.
 import argparse
 import gc
 import json
+import math
 import platform
 import statistics
 import time
@@ -99,9 +100,16 @@ def peak(step: Step, device: torch.device) -> float | None:
 
 
 def measure(
-    names: list[str], batch: int, size: int, rounds: int, device: torch.device, compiled: bool = False
+    names: list[str],
+    batch: int,
+    size: int,
+    rounds: int,
+    device: torch.device,
+    compiled: bool = False,
+    seconds: float = math.inf,
 ) -> list[dict[str, Any]]:
-    """A row for each network that runs; one that fails says why instead."""
+    """A row for each network that runs; one that fails says why instead. No round begins after ``seconds``."""
+    start = time.perf_counter()
     x, y = images(batch, size, device)
     steps: dict[str, Step] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -116,7 +124,9 @@ def measure(
             row['error'] = ' '.join(str(error).split())[:500]
         row['start_seconds'] = round(time.perf_counter() - began, 1)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
+    for number in range(rounds):
+        if number and time.perf_counter() - start > seconds:
+            break
         for name, step in steps.items():
             step()
             times[name].append(milliseconds(step, PER_ROUND - 1, device))
@@ -182,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--batch-size', type=int, default=256)
     parser.add_argument('--img-size', type=int, default=224)
     parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--seconds', type=float, default=math.inf, help='no round begins after so many')
     args = parser.parse_args(argv)
     device, sizes = torch.device(args.device), (args.batch_size, args.img_size)
     if args.what == 'warm':
@@ -198,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         compiled = args.what == 'compiled'
         names = args.model or (COMPILED if compiled else NETWORKS)
-        found = measure(names, *sizes, args.rounds, device, compiled)
+        found = measure(names, *sizes, args.rounds, device, compiled, args.seconds)
         for row in found:
             print(_line(row))
     if args.json:
