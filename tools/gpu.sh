@@ -23,13 +23,14 @@ part() { # NAME SECONDS COMMAND ...
 }
 
 nvidia-smi 2>&1 | tee -a "$log" | head -15
-# Three networks compile at once in the memory of one card, so with half the batch of the eager steps, and while the tests run, each network in a process of its own.
+# Three networks compile while the tests run, each in a process of its own. The three share the memory of one card, so
+# their batch is half that of the eager steps.
 warm=()
 for name in resnet50 eunnet50 nf_resnet50; do
   timeout -k 5 $((100 * ${SECONDS_FACTOR:-1})) "$python" -m tools.gpu warm --batch-size 128 --model $name $options >"$out/warm-$name.log" 2>&1 &
   warm+=($!)
 done
-part tests 110 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider --durations 5 --timeout 100
+part tests 85 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider --durations 5 --timeout 100
 wait "${warm[@]}"
 part steps 70 "$python" -m tools.gpu steps --seconds 45 --json "$json" $options
 part profile 30 "$python" -m tools.gpu profile --json "$json" $options
