@@ -8,7 +8,7 @@ folded network or of a user's own are found alike.
 
 import inspect
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -255,6 +255,6 @@ def block_shares(model: nn.Module, x: Tensor) -> dict[str, dict[str, float]]:
     return found
 
 
-def dead_blocks(shares: dict[str, dict[str, float]], limit: float = DEAD) -> list[str]:
+def dead_blocks(shares: Mapping[str, Mapping[str, float]], limit: float = DEAD) -> list[str]:
     """The blocks of `block_shares` whose branch has less than ``limit`` of the output's variance."""
-    return [block for block, row in shares.items() if not row['share'] >= limit]
+    return [block for block, row in shares.items() if not row.get('share', 1.0) >= limit]

@@ -12,7 +12,7 @@ from .parser import NAME, Add, Command
 def _publish(args: argparse.Namespace) -> None:
     from ..hub.publishing import publish
 
-    options = {key: getattr(args, key) for key in ('replace', 'private', 'dry_run', 'dtype', 'license')}
+    options = {key: getattr(args, key) for key in ('replace', 'private', 'dry_run', 'dtype', 'license', 'allow_dead')}
     print(publish(args.source, args.to, args.name, **options), *(['(dry run: nothing written)'] * args.dry_run))
 
 
@@ -64,6 +64,7 @@ def _publish_options(add: Add) -> None:
     add('--private', action='store_true', help='make a new repository of hf://ORG private')
     add('--dry-run', action='store_true', help='check everything, write nothing')
     add('--dtype', choices=['float32', 'float16', 'bfloat16'], help='store the weights in this type (as they are)')
+    add('--allow-dead', action='store_true', help='publish though some blocks contribute nothing')
     add('--license', metavar='SPDX', help='licence of the weights (that of published ones, else apache-2.0)')
 
 

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from ..block_scalars import DEAD, dead_blocks
 from ..errors import CheckFailed, UserError, nearest
 from ..files import tensor_bytes
 from . import card
@@ -53,6 +54,7 @@ class Facts:
     seconds_per_epoch: float | None = None
     hardware: str | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    blocks: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of each block its scalar and its share
 
 
 _FACTS = [field.name for field in dataclasses.fields(Facts)]
@@ -96,6 +98,7 @@ def gather(
     dtype: str | None,
     license: str | None,
     facts: dict[str, Any],
+    allow_dead: bool = False,
 ) -> Contents:
     """The contents of the folder to publish; see ``hub.publish`` for the arguments.
 
@@ -118,6 +121,12 @@ def gather(
     else:
         origin = _of_run(Path(source), facts)
     model, known, data = origin.model, origin.known, origin.data
+    dead = [] if allow_dead else dead_blocks(known.blocks)
+    if dead:
+        raise UserError(
+            f"the branch of {', '.join(dead)} adds less than {DEAD:g} of its block's output; "
+            'train again with a lower learning rate for the scalars, or publish it all the same (--allow-dead)'
+        )
     license = license or origin.license
     name, given = parse(name or origin.architecture)
     if name != origin.architecture:
@@ -282,7 +291,7 @@ def _manifest(
         'tolerance': _tolerance(known.metrics, dtypes),
         'recipe': recipe,
     }
-    for key in ('train_n', 'epochs', 'steps', 'seed', 'seconds', 'seconds_per_epoch', 'hardware', 'versions'):
+    for key in ('train_n', 'epochs', 'steps', 'seed', 'seconds', 'seconds_per_epoch', 'hardware', 'versions', 'blocks'):
         if getattr(known, key) not in (None, {}):
             manifest[key] = getattr(known, key)
     return manifest

@@ -42,6 +42,7 @@ def publish(
     dry_run: bool = False,
     dtype: str | None = None,
     license: str | None = None,
+    allow_dead: bool = False,
     **facts: Any,
 ) -> Path | str:
     """Put the weights of a training run, of a model, or published ones, into a hub.
@@ -57,6 +58,7 @@ def publish(
         dry_run: Check everything, also that the hub would not refuse the weights, and write nothing.
         dtype: Store floating-point weights as 'float32', 'float16' or 'bfloat16'; by default as they are.
         license: SPDX identifier, in the Hub's lower case; by default that of published weights, else apache-2.0.
+        allow_dead: Publish a run though some of its blocks contribute nothing.
         **facts: What a run's result.json says, for a model or instead of it: ``dataset``, ``classes`` (their names),
             ``metrics`` (top1, top5, loss, n), ``recipe``, ``seed``, ``mean``, ``std`` ...; see ``contents.Facts``.
 
@@ -70,7 +72,7 @@ def publish(
     where = place(hub)
     if private and isinstance(where, DirPlace):
         raise UserError(f'private is for hf://ORG; who may read {where} is up to its file system')
-    contents = gather(run_or_model, name, tag, dtype, license, facts)
+    contents = gather(run_or_model, name, tag, dtype, license, facts, allow_dead)
     if isinstance(where, HfPlace):
         return commit(where, contents, replace=replace, private=private, dry_run=dry_run)
     target = where.path / contents.name_tag

@@ -135,7 +135,7 @@ MANIFEST_OPTIONS: dict[str, Check] = {
     'parameters': _whole(0, FILE_LIMIT),
     'dtype': _text(64),
     'published': _text(32),
-    **dict.fromkeys(('recipe', 'model_args', 'versions'), lambda v: isinstance(v, dict)),
+    **dict.fromkeys(('recipe', 'model_args', 'versions', 'blocks'), lambda v: isinstance(v, dict)),
 }
 
 

@@ -18,6 +18,7 @@ import torch
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import Tensor, nn
 
+from ..block_scalars import block_shares, dead_blocks
 from ..errors import CheckFailed, UserError
 from ..files import tensor_bytes, write_whole
 from ..text import say
@@ -32,6 +33,7 @@ from .processes import Processes, share_out
 from .progress import Interrupted, Progress, StopSignal, Waiting
 from .recipe import Recipe, same_settings
 
+BLOCK_IMAGES = 64  # for the shares of the blocks
 INIT_BATCHES = 8  # as RescaleNet's official code
 SLOW_LOADER = 0.1  # the part of an epoch that training waits, from which on a line says so
 
@@ -387,6 +389,16 @@ class Run:
                 f'{self.accumulate} x {self.batch_size} in each process; sums are rounded in another order{draws}'
             )
 
+    def _blocks(self, model: nn.Module) -> dict[str, dict[str, float]]:
+        """Each block's learned scalar and its branch's share of the output, on the first validation images."""
+        if not self.processes.first:
+            return {}
+        x, _ = next(iter(self._laid_out(self.data.val_batches())))
+        found = block_shares(model, x[:BLOCK_IMAGES])
+        if dead := dead_blocks(found):
+            self.log(f'{len(dead)} of {len(found)} blocks contribute nothing: {", ".join(dead)}')
+        return found
+
     def _finish(self) -> dict[str, Any]:
         result_model = self.ema.module if self.ema else self.model
         weights = tensor_bytes(result_model.state_dict())
@@ -414,6 +426,7 @@ class Run:
             seconds_per_epoch=round(seconds / len(self.rows), 2),
             hardware=report.hardware(self.device),
             versions=report.versions(),
+            blocks=self._blocks(result_model),
             sha256=hashlib.sha256(weights).hexdigest(),
             bytes=len(weights),
         )

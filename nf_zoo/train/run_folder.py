@@ -62,6 +62,7 @@ class Result:
     seconds_per_epoch: float | None = None
     hardware: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, Any] = field(default_factory=dict)  # of each block its scalar and its branch's share
 
     @property
     def architecture(self) -> str:
@@ -74,7 +75,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(('num_classes', 'bytes', 'train_n', 'epochs', 'steps', 'seed', 'processes'), int),
     **dict.fromkeys(('crop_pct', 'seconds', 'seconds_per_epoch'), (int, float)),
     **dict.fromkeys(('classes', 'input_size', 'mean', 'std'), list),
-    **dict.fromkeys(('metrics', 'best', 'recipe', 'versions'), dict),
+    **dict.fromkeys(('metrics', 'best', 'recipe', 'versions', 'blocks'), dict),
 }
 
 
