@@ -8,7 +8,7 @@ folded network or of a user's own are found alike.
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -196,6 +196,13 @@ def check_blocks(model: nn.Module, blocks: Collection[str] | None) -> None:
             raise UserError(f"{type(model).__name__} has no module '{block}'{nearest(block, names)}")
 
 
+def branch_modules(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a block, with their names, but for those of its shortcut and of attention."""
+    for name, module in block.named_modules():
+        if not name.startswith(('downsample', 'shortcut', 'attn', 'se')):
+            yield name, module
+
+
 def block_scalar(block: nn.Module) -> tuple[str, float] | None:
     """What the block has learned to multiply its branch with: the parameter's name and its value.
 
@@ -206,9 +213,7 @@ def block_scalar(block: nn.Module) -> tuple[str, float] | None:
         if parameter.numel() == 1 and 'bias' not in name:
             return name, parameter.item()
     found = None
-    for name, module in block.named_modules():
-        if name.startswith(('downsample', 'shortcut', 'attn', 'se')):
-            continue
+    for name, module in branch_modules(block):
         gain = getattr(module, 'gain', None)
         if gain is None and 'Norm' in type(module).__name__:
             gain, name = getattr(module, 'weight', None), f'{name}.weight'

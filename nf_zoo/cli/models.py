@@ -2,10 +2,12 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from ..text import columns
-from .parser import JSON, NAME, Add, Command
+from .parser import JSON, NAME, Add, Command, count
+from .trained import check_options, show_trained
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -28,6 +30,9 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
+    if args.trained:
+        return show_trained(args)
+    check_options(args)
     from ..analysis.catalogue import facts as facts_of
 
     facts = facts_of(args.name)
@@ -62,6 +67,11 @@ def _list_options(add: Add) -> None:
 
 def _info_options(add: Add) -> None:
     add('name', **NAME)
+    add('--trained', action='store_true', help='what each block of the weights, or of the folder of a run, has learned')
+    add('--images', metavar='DIR', help='with --trained: send the images of a folder instead of noise N(0, 1)')
+    add('--batch-size', type=count, default=32, metavar='N', help='with --trained: images (32)')
+    add('--beside', metavar='NAME', help='with --trained: a second network in the tables and the picture')
+    add('-o', '--output', type=Path, metavar='FILE', help='with --trained: write a picture, .png or .svg')
     add('--json', **JSON)
 
 
