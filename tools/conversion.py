@@ -39,31 +39,22 @@ class Row(NamedTuple):
 
 
 @torch.no_grad()
-def randomize(model: nn.Module, images: Tensor | None = None) -> nn.Module:
-    """Give every batch normalization of ``model`` random weights of both signs, biases and statistics.
+def randomize(model: nn.Module) -> nn.Module:
+    """Give every batch normalization of ``model`` random statistics, weights of both signs, and biases.
 
-    With ``images`` the statistics are near to those of the features, so that these keep their size through a deep
-    network, as in a trained one.
+    The weights are below 1 because features that grow from block to block would saturate attention: such a network
+    multiplies rounding errors, with batch normalization and without.
     """
     generator = torch.Generator().manual_seed(0)
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        if norm.affine:
-            norm.weight.uniform_(0.5, 1.5, generator=generator)
-            norm.weight[::5].neg_()
-            norm.bias.normal_(std=0.2, generator=generator)
-    if images is not None:
-        momentum = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0
-        model.train()(images)
-        for norm, value in zip(norms, momentum, strict=True):
-            norm.momentum = value
-    for norm in norms:
-        assert norm.running_mean is not None and norm.running_var is not None
-        shift = torch.empty_like(norm.running_mean).normal_(std=0.2, generator=generator)
-        norm.running_mean += shift * norm.running_var.sqrt()
-        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.5, 1.5, generator=generator)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(std=0.2, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+            if module.affine:
+                module.weight.uniform_(0.25, 0.75, generator=generator)
+                module.weight[::5].neg_()
+                module.bias.normal_(std=0.2, generator=generator)
     return model
 
 
@@ -97,27 +88,27 @@ def limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def images_for(model: nn.Module) -> Tensor:
-    """Two random images: small ones if the network takes them, for speed, or of the size in its cfg."""
+def image_for(model: nn.Module) -> Tensor:
+    """A random image: a small one if the network takes it, for speed, or one of the size in its cfg."""
     generator = torch.Generator().manual_seed(0)
     channels, *size = model.pretrained_cfg['input_size']
     for small in ([96, 96], [128, 128], size):
-        images = torch.randn(2, channels, *small, generator=generator)
+        image = torch.randn(1, channels, *small, generator=generator)
         with torch.no_grad(), suppress(AssertionError, IndexError, RuntimeError, ValueError):
-            model(images)
+            model(image)
             break
-    return images
+    return image
 
 
 def measure(module: str, name: str, seconds: int = LIMIT) -> tuple[Row, nn.Module | None]:
     """Convert one network; the row of the table, and the result."""
     model = timm.create_model(name)
-    images = images_for(model)
-    randomize(model, images)
+    randomize(model)
+    image = image_for(model)
     size = sum(p.numel() for p in model.parameters())
     try:
         with limit(seconds):
-            converted: Any = convert(model, example=images[:1])
+            converted: Any = convert(model, example=image)
     except TimeoutError:
         return Row(module, name, size, 0, 0, None, None), None
     return Row(module, name, size, *converted.conversion), converted

@@ -66,11 +66,12 @@ def fold(model: nn.Module) -> nn.Module:
     return folded
 
 
-def _fuse(module: nn.Module, converted: bool = False) -> None:
+def _fuse(module: Any, converted: bool = False) -> None:
     """As timm's ``reparameterize_model``; but of a converted network, only the layers.
 
     The ``fuse`` of its blocks (of LeViT, RepVGG and others) expects the batch normalization that it no longer has.
     """
+    child: Any
     for name, child in list(module.named_children()):
         inside = converted or hasattr(child, 'conversion')
         if hasattr(child, 'fuse') and (not inside or isinstance(child, WeightConv2d | WeightNorm)):

@@ -11,6 +11,10 @@ where the shape changes, a strided 1x1 convolution (CIFAR layouts: He et al.'s p
 Init: He fan-out normal, g = |v|, biases 0, classifier as in torch: at first the network is the plain one without
 normalization, in which the variance of features and gradients grows with every block.
 
+Weights of a ResNet with batch normalization are converted when they are loaded: v is the original filter,
+g = |v| gamma / sigma, and the bias takes up the rest (:func:`nf_zoo.layers.std_conv.without_batch_norm`). The outputs
+stay the same, so timm's tags of the ResNets are tags of these networks too.
+
 The paper leaves open: the init (this is what a wrapper around torchvision's network gives); whether the stem and the
 shortcuts are normalised and biased too; where its dropout is, and at what rate (here ``drop_conv_rate``, 0 by default:
 of single activations, before every convolution of F but the first); the logarithm in the clipping, which it calls both
@@ -27,6 +31,7 @@ from torch import Tensor, nn
 
 from ..folding.blocks import PostBlock
 from ..layers.std_conv import WeightNormConv2d
+from ..net.batch_norm_weights import weight_norm_weights
 from ..net.layout import Site, cifar, conv_shape, imagenet, imagenet_basic
 from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
 from ..net.registry import CIFAR, IMAGENET, register
@@ -80,6 +85,8 @@ class WNResNet(ResNet):
     def block(self, site: Site, **kwargs: Any) -> nn.Module:
         return WNBlock(site, **kwargs)
 
+    checkpoint_filter = staticmethod(weight_norm_weights)
+
     def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, WeightNormConv2d):
@@ -104,6 +111,7 @@ register(
         'wn_resnet152': dict(layout=imagenet, depths=(3, 8, 36, 3)),
     },
     IMAGENET,
+    batch_normalized={f'wn_resnet{depth}': f'resnet{depth}' for depth in (18, 34, 50, 101, 152)},
 )
 register(
     WNResNet,

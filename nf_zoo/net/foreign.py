@@ -4,11 +4,13 @@ import re
 
 from torch import Tensor, nn
 
+State = dict[str, Tensor]
 
-def resnet_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+
+def resnet_names(state_dict: State, model: nn.Module) -> State:
     """``state_dict`` with the names of ``model``'s convolutions and classifier; one that has them comes back as it is.
 
-    Batch normalisation is left out unless ``model`` has it too. What such a checkpoint cannot have (biases, gains,
+    Batch normalization is left out unless ``model`` has it too. What such a checkpoint cannot have (biases, gains,
     scalars, a convolution in place of the identity) is then taken from ``model``, so that its convolutions initialise
     any method.
     """
@@ -18,17 +20,18 @@ def resnet_names(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, T
     if 'conv1.weight' not in state_dict and not foreign:
         return state_dict
     pooled = any('.downsample.conv.' in name for name in own)
-    renamed = {}
-    for name, value in state_dict.items():
-        if foreign and name.startswith(norms):
-            continue
-        name = re.sub(r'^conv1\.', 'stem.conv.', name)
-        name = re.sub(r'^layer(\d+)', lambda m: f'stages.{int(m[1]) - 1}', name)
-        name = re.sub(r'\bdownsample\.\d+\.', 'downsample.conv.' if pooled else 'downsample.', name)
-        name = re.sub(r'^fc\.', 'head.fc.', name)
-        renamed[name] = value
+    kept = {name: value for name, value in state_dict.items() if not (foreign and name.startswith(norms))}
+    renamed = {own_name(name, pooled): value for name, value in kept.items()}
     if foreign:
         missing = own.keys() - renamed.keys()
-        kept = (n for n in missing if not n.endswith('.weight') or own[n].ndim == 1 or '.downsample.' in n)
-        renamed |= {name: own[name] for name in kept}
+        added = (n for n in missing if not n.endswith('.weight') or own[n].ndim == 1 or '.downsample.' in n)
+        renamed |= {name: own[name] for name in added}
     return renamed
+
+
+def own_name(name: str, pooled: bool = False) -> str:
+    """A name of torchvision's or timm's ResNet as ours. ``pooled``: the shortcut pools before its convolution."""
+    name = re.sub(r'^conv1\.', 'stem.conv.', name)
+    name = re.sub(r'^layer(\d+)', lambda m: f'stages.{int(m[1]) - 1}', name)
+    name = re.sub(r'\bdownsample\.\d+\.', 'downsample.conv.' if pooled else 'downsample.', name)
+    return re.sub(r'^(fc|linear)\.', 'head.fc.', name)

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..errors import CheckFailed, UserError
 from ..hub import weights
+from .batch_norm_weights import batch_norm_cfgs
 from .network import ResNet
 
 _logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ CIFAR: dict[str, Any] = dict(
 )
 
 _nets: dict[str, type[ResNet]] = {}
+_converted_tags: dict[str, str] = {}  # name -> timm's first tag, of weights with batch normalization
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def register(
     variants: dict[str, dict[str, Any]],
     cfg: dict[str, Any],
     owned: dict[str, Owned] | None = None,
+    batch_normalized: dict[str, str] | None = None,
 ) -> None:
     """Register ``net`` under each name of ``variants`` with that row's keyword arguments.
 
@@ -79,12 +82,18 @@ def register(
         variants: Name -> keyword arguments of ``net``.
         cfg: Default cfg of all of them, as in timm's ``PretrainedCfg``.
         owned: The names among them that timm has.
+        batch_normalized: Name -> timm's network whose weights, under timm's tags, ``checkpoint_filter`` converts.
     """
     module = sys.modules[net.__module__]
     default_cfgs: dict[str, DefaultCfg] = module.__dict__.setdefault('default_cfgs', {})
     for name, args in variants.items():
         theirs = (owned or {}).get(name)
         cfgs = theirs.cfgs if theirs else DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(**cfg)})
+        source = (batch_normalized or {}).get(name)
+        if source:
+            converted = batch_norm_cfgs(source, first_conv=cfg['first_conv'], classifier=cfg['classifier'])
+            cfgs = DefaultCfg(deque(['', *converted]), {**cfgs.cfgs, **converted}, is_pretrained=True)
+            _converted_tags[name] = next(iter(converted))
         timm_tags = frozenset(cfgs.cfgs)
         default_cfgs[name] = _with_index(name, cfgs)
         entry = _entry_point(name, partial(net, **args), net, theirs, timm_tags)
@@ -143,6 +152,8 @@ def _build(
     if name.endswith('_cifar'):
         feature_cfg['out_indices'] = tuple(range(len(make.keywords['depths'])))
     overlay = pretrained_cfg_overlay or {}
+    if pretrained and pretrained_cfg is None and not any(overlay.get(key) for key in _SOURCES):
+        pretrained_cfg = _converted_tag(name)
     with ExitStack() as stack:
         # A cfg that is no tag comes from hf-hub: or local-dir:, an overlay's source is the user's own: timm loads both.
         if pretrained and isinstance(pretrained_cfg, str | None) and not any(overlay.get(key) for key in _SOURCES):
@@ -175,6 +186,18 @@ def _build(
             feature_cfg=feature_cfg,
             **kwargs,
         )
+
+
+def _converted_tag(name: str) -> str | None:
+    """timm's first tag of a name that takes timm's weights and converts them, and a line in the log that says so."""
+    tag = _converted_tags.get(name)
+    if tag is not None:
+        cfg = timm.get_pretrained_cfg(f'{name}.{tag}')
+        _logger.warning(
+            f'{name}: loading {cfg.hf_hub_id} of timm (licence {cfg.license}) and converting its batch normalization '
+            f'to weight normalization; {name}.TAG chooses other weights'
+        )
+    return tag
 
 
 @contextmanager
