@@ -1,5 +1,6 @@
 """Files: written whole or not at all; JSON and safetensors read strictly."""
 
+import errno
 import json
 import os
 import stat
@@ -39,19 +40,41 @@ def refuse_special(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` is, at any moment, the old file or the new one. Raises `UserError`."""
-    beside = path.with_name(f'.{path.name}.tmp')
+    """Write ``data`` so that ``path`` is, at any moment, the old file or the new one.
+
+    A link is followed, and a file that was there keeps its mode. Raises `UserError` if the file can't be written, and
+    if ``path`` is a folder, a pipe, a device or a socket.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, 'wb') as file:
+        refuse_special(path)
+        target = Path(os.path.realpath(path))
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        beside = target.with_name(f'.{target.name}.tmp')
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _cannot_write(path, error) from None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside.unlink(missing_ok=True)  # a killed process may have left one
+        with open(beside, 'xb') as file:  # never through a link that someone else has put there
+            if mode is not None:
+                os.chmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(beside, target)
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
-        raise UserError(f'cannot write {path}: {error.strerror}; free space or choose another folder') from None
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, 'strerror', None) or error
+    return UserError(f'cannot write {path}: {reason}; free space or choose another folder')
 
 
 def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:

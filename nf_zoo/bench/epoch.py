@@ -76,7 +76,7 @@ def _engine(run: Run) -> Callable[[], object]:
 
 def _timm(recipe: Recipe, images: MemorySet, steps: int, workers: int) -> Callable[[], object]:
     """An epoch of timm's train.py over ``images``."""
-    device = build.build_device(recipe, build.Processes())
+    device = build.open_device(recipe.device, build.Processes())
     model = timm.create_model(recipe.model, num_classes=10, **recipe.model_kwargs).to(device)
     config = timm.data.resolve_data_config(model=model)
     optimizer = create_optimizer_v2(model, **{**optimizer_kwargs(recipe), 'lr': recipe.lr})

@@ -10,12 +10,15 @@ import torch
 from timm.data import Mixup, resolve_data_config
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
+from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ..errors import CheckFailed, UserError, nearest
+from ..errors import CheckFailed, UserError, nearest, one_line
+from ..files import not_finite, read_tensors, refuse_special
 from .data.folder import FolderData, MemoryPictures, open_folders
 from .data.memory import Data, MemoryData, MemorySet, in_memory, load_dataset, with_channels
+from .data.pipeline import Pipeline
 from .data.stream import StreamData
 from .data.timm_sets import StreamSet, channels_of, open_named, picture_mode
 from .groups import parameter_groups
@@ -25,33 +28,41 @@ from .recipe import Recipe
 Log = Callable[[str], None]
 
 
-def build_device(recipe: Recipe, processes: Processes) -> torch.device:
-    name = recipe.device
+def open_device(name: str, processes: Processes | None = None) -> torch.device:
+    """The device of that name, or this process's own GPU; ``auto`` takes a GPU where there is one.
+
+    Raises `UserError` if it is not there.
+    """
+    given = name
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:
-        device = torch.empty((), device=processes.device(name)).device
-    except (RuntimeError, AssertionError):
-        raise UserError(f'device {recipe.device!r} is not there; use --device cpu') from None
+        device = torch.empty((), device=processes.device(name) if processes else name).device
+        if device.type == 'meta':
+            raise RuntimeError
+        torch.zeros(1, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise UserError(f'device {given!r} is not there; use --device cpu') from None
     if device.type == 'cuda':
         torch.cuda.set_device(device)
     return device
 
 
-def build_model(recipe: Recipe, classes: Sequence[str], log: Log) -> nn.Module:
+def build_model(recipe: Recipe, classes: Sequence[str] | None, log: Log) -> nn.Module:
     """The model on the CPU, its weights drawn from torch's global generator.
 
-    Pretrained weights for other classes, though as many, get a new classifier: the old one would be sure and wrong.
+    ``classes`` are those of the data set; None if they are unknown. Pretrained weights for other classes, though as
+    many, get a new classifier: the old one would be sure and wrong.
     """
-    num_classes = len(classes)
+    num_classes = None if classes is None else len(classes)
     name = recipe.model
     if ':' not in name and not timm.is_model(name):
         raise UserError(f'unknown model {name!r}{nearest(name.split(".")[0], timm.list_models())}')
     weights = recipe.initial_checkpoint
     if weights and not weights.endswith('.safetensors'):
         raise UserError(f'initial_checkpoint {weights}: only .safetensors files are read')
-    if weights and not Path(weights).is_file():
-        raise UserError(f'initial_checkpoint {weights}: no such file')
+    if weights:
+        _check_weights(Path(weights))
     given = {
         'num_classes': recipe.num_classes or num_classes,
         'in_chans': recipe.in_chans,
@@ -62,10 +73,12 @@ def build_model(recipe: Recipe, classes: Sequence[str], log: Log) -> nn.Module:
     }
     try:
         model = timm.create_model(name, recipe.pretrained, **{k: v for k, v in given.items() if v is not None})
-    except (TypeError, RuntimeError) as error:
-        if isinstance(error, CheckFailed):
-            raise
-        raise UserError(f'{name}: {" ".join(str(error).split())}') from None
+    except (UserError, CheckFailed):
+        raise
+    except Exception as error:  # a model raises what it likes for arguments that it can't use
+        raise UserError(f'{name}: {one_line(error)}') from None
+    if classes is None or num_classes is None:
+        return model
     if model.num_classes < num_classes:
         raise UserError(f'{name} has {model.num_classes} classes, the data set {num_classes}; leave num_classes out')
     labels = model.pretrained_cfg.get('label_names') if recipe.pretrained else None
@@ -73,6 +86,41 @@ def build_model(recipe: Recipe, classes: Sequence[str], log: Log) -> nn.Module:
         model.reset_classifier(model.num_classes)
         log(f'{name} is for other classes than {recipe.dataset}: its classifier starts anew')
     return model
+
+
+def _check_weights(path: Path) -> None:
+    """Raises `UserError` unless the file holds finite weights in safetensors' format."""
+    where = f'initial_checkpoint {path}'
+    refuse_special(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f'{where}: {"no such file" if isinstance(error, FileNotFoundError) else one_line(error)}'
+        ) from None
+    bad = not_finite(read_tensors(data, where))
+    if bad:
+        raise UserError(f'{where}: {bad} holds NaN or infinity')
+
+
+def try_sizes(recipe: Recipe, model: nn.Module, config: dict[str, Any], device: torch.device) -> None:
+    """Raises `UserError` if the model can't take images of one of the recipe's sizes. It sees one blank image of each.
+
+    Sizes over 512 pixels are left out: what fails, fails at small ones.
+    """
+    height, width = config['input_size'][-2:]
+    sides = {recipe.val_img_size or 0, *recipe.train_sizes.values()} - {0}
+    was_training = model.training
+    for size in sorted({(height, width), *((side, side) for side in sides)}):
+        if max(size) > 512:
+            continue
+        try:
+            with torch.inference_mode():
+                model.eval()(torch.zeros(1, config['input_size'][0], *size, device=device))
+        except Exception as error:  # a model raises what it likes
+            text = f'{size[0]} x {size[1]}'
+            raise UserError(f'{recipe.model} cannot take images of {text} pixels: {one_line(error)}') from None
+    model.train(was_training)
 
 
 def read_sets(recipe: Recipe) -> tuple[Any, Any]:
@@ -98,7 +146,7 @@ def build_data(
         return StreamData(train, val, recipe, config, device)
     single = isinstance(val, MemorySet) and bool(recipe.aa or recipe.reprob)
     if isinstance(val, MemorySet):
-        _check_sizes(recipe, val.images.shape[-1])
+        check_train_sizes(recipe, val.images.shape[-1])
     if not isinstance(val, MemorySet) or single:
         if single:
             train, val = MemoryPictures(train), MemoryPictures(val)
@@ -121,12 +169,18 @@ def build_data(
     )
 
 
-def _check_sizes(recipe: Recipe, side: int) -> None:
+def check_train_sizes(recipe: Recipe, side: int) -> None:
     """Raises `UserError` for train_sizes that need more than a padded image of ``side`` pixels has."""
     limit = (side + 2 * recipe.crop_pad) * (recipe.side or side) // side
     too_big = [s for s in recipe.train_sizes.values() if not 0 < s <= limit]
     if too_big:
         raise UserError(f'train_sizes: {too_big[0]} is not within the padded image ({limit} pixels)')
+
+
+def build_transforms(recipe: Recipe, config: dict[str, Any], device: torch.device) -> None:
+    """Raises `UserError` for settings of which timm makes no transforms of single pictures."""
+    if not in_memory(recipe.dataset) or recipe.aa or recipe.reprob:
+        Pipeline(recipe, config, device)
 
 
 def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict[str, Any]:
@@ -159,12 +213,33 @@ def build_optimizer(recipe: Recipe, model: nn.Module, images: int | None = None)
     options = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, images), **recipe.opt_kwargs}
     try:
         optimizer = create_optimizer_v2(groups, **options)
-    except (TypeError, ValueError) as error:
-        raise UserError(f'optimizer {recipe.opt}: {error}') from None
+    except Exception as error:  # an optimizer raises what it likes
+        raise UserError(f'optimizer {recipe.opt}: {one_line(error)}') from None
     if recipe.sched == 'none':  # else timm's scheduler sees to it
         for group in optimizer.param_groups:
             group['lr'] *= group['lr_scale']
     return optimizer
+
+
+def build_scheduler(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> tuple[Any, int]:
+    """timm's scheduler, or None, for epochs of ``steps`` updates; and the number of epochs of the run."""
+    try:
+        scheduler, epochs = create_scheduler_v2(optimizer, updates_per_epoch=steps, **scheduler_kwargs(recipe))
+    except Exception as error:  # a scheduler raises what it likes
+        raise UserError(f'sched {recipe.sched}: {one_line(error)}') from None
+    return scheduler, int(epochs)
+
+
+def build_forward(recipe: Recipe, model: nn.Module) -> Any:
+    """The model, compiled if the recipe says so. Raises `UserError` for an unknown backend."""
+    if not recipe.torchcompile:
+        return model
+    from torch._dynamo import list_backends
+
+    known = list_backends(exclude_tags=())
+    if recipe.torchcompile not in known:
+        raise UserError(f'unknown torchcompile {recipe.torchcompile!r}{nearest(recipe.torchcompile, known)}')
+    return torch.compile(model, backend=recipe.torchcompile)
 
 
 def learning_rate(recipe: Recipe, images: int | None = None) -> float:
@@ -179,8 +254,6 @@ def learning_rate(recipe: Recipe, images: int | None = None) -> float:
 def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
     if not (recipe.mixup or recipe.cutmix):
         return None
-    if recipe.batch_size % 2:
-        raise UserError(f'mixup and cutmix need an even batch_size, not {recipe.batch_size}')
     return Mixup(
         mixup_alpha=recipe.mixup,
         cutmix_alpha=recipe.cutmix,

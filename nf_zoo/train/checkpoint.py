@@ -9,9 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError
 from ..files import tensor_bytes, write_whole
@@ -58,78 +57,3 @@ def _numbers(folder: Path) -> list[str]:
 def _hash(body: dict[str, Any]) -> str:
     as_read = json.loads(json.dumps(body))  # where keys are strings: 18 before 9, which as numbers sort otherwise
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
-
-
-def tensors_of(
-    model: nn.Module, ema: nn.Module | None, best: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a checkpoint, and what the optimizer holds besides tensors. Raises `UserError`.
-
-    The names are ``model/KEY``, ``ema/KEY``, ``best/KEY`` and ``optimizer/PARAMETER/KEY``.
-    """
-    moments, plain = _optimizer_state(model, optimizer)
-    parts = {'model': model.state_dict(), 'ema': ema.state_dict() if ema else {}, 'best': best}
-    tensors = {f'{part}/{name}': t for part, found in parts.items() for name, t in found.items()}
-    return {**tensors, **moments}, plain
-
-
-def restore(
-    model: nn.Module,
-    ema: nn.Module | None,
-    optimizer: torch.optim.Optimizer,
-    tensors: dict[str, Tensor],
-    plain: dict[str, Any],
-) -> dict[str, Tensor]:
-    """Undo `tensors_of`; returns the best weights so far."""
-
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    model.load_state_dict(part('model/'))
-    if ema:
-        ema.load_state_dict(part('ema/'))
-    _restore_optimizer(model, optimizer, tensors, plain)
-    return part('best/')
-
-
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's tensors, as ``optimizer/PARAMETER/KEY``, and all else it holds."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
-    for parameter, state in optimizer.state.items():
-        name = names[id(parameter)]
-        for key, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f'optimizer/{name}/{key}'] = value
-            elif value is None or isinstance(value, (bool, int, float, str)):
-                plain.setdefault(name, {})[key] = value
-            else:
-                kind = type(optimizer).__name__
-                raise UserError(
-                    f'the state of {kind} ({key}: {type(value).__name__}) fits no checkpoint; choose another opt'
-                )
-    groups = [{key: v for key, v in group.items() if key != 'params'} for group in optimizer.param_groups]
-    return tensors, {'state': plain, 'groups': groups}
-
-
-def _restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], plain: dict[str, Any]
-) -> None:
-    """Undo `_optimizer_state`. The tensors get their parameter's strides back, since kernels may round by layout."""
-    parameters = dict(model.named_parameters())
-    for group, saved in zip(optimizer.param_groups, plain['groups'], strict=True):
-        for key, value in saved.items():
-            group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
-    optimizer.state.clear()
-    for name, values in plain['state'].items():
-        optimizer.state[parameters[name]].update(values)
-    for name, value in tensors.items():
-        if name.startswith('optimizer/'):
-            _, owner, key = name.split('/')
-            parameter = parameters[owner]
-            if value.shape == parameter.shape:
-                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            elif value.numel() > 1:
-                value = value.to(parameter.device)
-            optimizer.state[parameter][key] = value

@@ -15,50 +15,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from torch import Tensor, nn
 
 from ..block_scalars import block_shares, dead_blocks
 from ..errors import CheckFailed, UserError
-from ..files import tensor_bytes, write_whole
+from ..files import tensor_bytes
 from ..text import say
-from . import allocator, build, report, run_folder
-from .checkpoint import load_newest, restore, save_checkpoint, tensors_of
+from . import allocator, build, report, run_folder, state
+from .checkpoint import load_newest
+from .data.fingerprint import fingerprint, same_data
 from .data.memory import seed_everything
-from .data.stream import StreamData
 from .diagnosis import layer_of_the_gradient, layer_of_the_output
 from .evaluation import accuracies, totals
 from .gradients import Gradients
 from .processes import Processes, share_out
 from .progress import Interrupted, Progress, StopSignal, Waiting
-from .recipe import Recipe, same_settings
+from .recipe import Recipe, changed_settings
+from .record import Record
 
 BLOCK_IMAGES = 64  # for the shares of the blocks
 INIT_BATCHES = 8  # as RescaleNet's official code
 SLOW_LOADER = 0.1  # the part of an epoch that training waits, from which on a line says so
 
 
-def train(recipe: Recipe, *, log: build.Log = say, bar: bool | None = None) -> dict[str, Any]:
+def train(recipe: Recipe, *, log: build.Log = say, bar: bool | None = None, change: bool = False) -> dict[str, Any]:
     """Run ``recipe`` and return the content of its result.json. Under torchrun, this is one of the run's processes.
 
-    ``bar`` shows a progress bar on standard error; by default, where that is a terminal.
+    ``bar`` shows a progress bar on standard error; by default, where that is a terminal. ``change`` lets a run that
+    goes on have another learning rate, warm-up or clipping.
 
     Raises:
         UserError: Bad input, or a folder that can't be written.
         CheckFailed: A loss or a gradient is no longer finite, or another process of the run has ended.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint has been written.
     """
-    if not str(recipe.output):
+    recipe.check()
+    if not recipe.output:
         raise UserError('where should the run go? give --output RUN')
+    run_folder.check(recipe.run_dir, recipe.resume)
     with Processes(recipe.device) as processes:
-        run_folder.claim(recipe.run_dir, recipe.resume)
-        if processes.first:
-            run_folder.remove_torn_files(recipe.run_dir)
-        processes.wait()  # until all have looked whether there is a run
-        if not processes.first:
-            log, bar = _silent, False
-        begin = Run.resume if recipe.resume else Run.start
-        return begin(recipe, recipe.run_dir, log, bar, processes=processes).fit()
+        claim = run_folder.claimed(recipe.run_dir, recipe.resume) if processes.first else nullcontext()
+        with claim:
+            processes.wait()  # until the first has claimed the folder
+            if not processes.first:
+                log, bar = _silent, False
+            return Run.prepared(recipe, recipe.run_dir, log, bar, processes=processes, change=change).fit()
 
 
 def _silent(line: str) -> None:
@@ -68,9 +69,9 @@ def _silent(line: str) -> None:
 class Run:
     """A training run: its model, data and optimizer, and the loop.
 
-    The constructor builds everything in memory and writes nothing. `Run.start` and `Run.resume` make a run that is
-    ready to `fit`. ``sets`` are a training and a validation set, by default those that the recipe names; ``images`` is
-    the number of images of an update, by default that of this number of processes.
+    The constructor builds everything in memory. `Run.start` and `Run.resume` make a run that is ready to `fit`, which
+    is the first to write. ``sets`` are a training and a validation set, by default those that the recipe names;
+    ``images`` is the number of images of an update, by default that of this number of processes.
     """
 
     def __init__(
@@ -92,8 +93,9 @@ class Run:
             self.batch_size, self.accumulate = share_out(
                 self.images, recipe.batch_size, size, bool(recipe.mixup or recipe.cutmix)
             )
-        self.device = build.build_device(recipe, self.processes)
+        self.device = build.open_device(recipe.device, self.processes)
         sets = sets or build.read_sets(recipe)
+        self.fingerprint = {'training': fingerprint(sets[0]), 'validation': fingerprint(sets[1])}
         seed_everything(recipe.seed)
         self.model = build.build_model(recipe, sets[0].classes, log)
         self.num_classes = int(self.model.num_classes)  # type: ignore[arg-type]
@@ -101,37 +103,49 @@ class Run:
         self.data = build.build_data(recipe, sets, self.config, self.device, self.batch_size)
         self.layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
         self.model.to(self.device).to(memory_format=self.layout)
+        build.try_sizes(recipe, self.model, self.config, self.device)
         self.autocast = build.build_autocast(recipe, self.device, log)
         self.mixup = build.build_mixup(recipe, self.num_classes)
         self.loss = build.build_loss(recipe).to(self.device)
         self.steps = self.data.train_n // self.images
         if not self.steps:
             raise UserError(f'{self.data.train_n} training images are fewer than one update takes; lower batch_size')
+        if not self.data.val_n:
+            raise UserError(f'{recipe.dataset} has no validation images')
         self.ema = build.build_ema(recipe, self.model)
         self.optimizer = build.build_optimizer(recipe, self.model, self.images)
-        self.scheduler, self.epochs = create_scheduler_v2(
-            self.optimizer, updates_per_epoch=self.steps, **scheduler_kwargs(recipe)
-        )
+        self.scheduler, self.epochs = build.build_scheduler(recipe, self.optimizer, self.steps)
         self.gradients = Gradients(self.model, recipe, self.device)
         groups = self.optimizer.param_groups
         self.plain_group = min(range(len(groups)), key=lambda i: abs(groups[i]['lr_scale'] - 1))
         self.lr = groups[self.plain_group]['lr']
         self.updates, self.loss_sum, self.waited, self.scored = 0, 0.0, 0.0, self.data.val_n
-        self.rows: list[report.Row] = []
-        self.times: list[report.Row] = []
-        self.best: dict[str, Any] = {}
-        self.best_tensors: dict[str, Tensor] = {}
-        self.parallel: nn.Module = self.model
-        self.forward: Any = self.model
-        self.tensorboard: Any = None
+        self.record = Record(folder, recipe, self.processes.first)
+        self.parallel = self.processes.averaged(self.model, self.device)
+        self.forward = build.build_forward(recipe, self.parallel)
+
+    @classmethod
+    def prepared(
+        cls,
+        recipe: Recipe,
+        folder: Path,
+        log: build.Log,
+        bar: bool | None,
+        sets: tuple[Any, Any] | None = None,
+        processes: Processes | None = None,
+        change: bool = False,
+    ) -> 'Run':
+        """The run that a recipe asks for: one that goes on, or one from the beginning. Nothing is written."""
+        if not recipe.resume:
+            return cls.start(recipe, folder, log, bar, sets, processes)
+        return cls.resume(recipe, folder, log, bar, sets, processes, change)
 
     @classmethod
     def start(cls, *args: Any, **kwargs: Any) -> 'Run':
-        """A run from its beginning, with the arguments of the constructor; writes recipe.yaml. Raises `UserError`."""
+        """A run from its beginning, with the arguments of the constructor. Raises `UserError`."""
         run = cls(*args, **kwargs)
         if not (run.recipe.pretrained or run.recipe.initial_checkpoint):
             run._init_from_data()
-        run._open()
         return run
 
     @classmethod
@@ -143,44 +157,38 @@ class Run:
         bar: bool | None,
         sets: tuple[Any, Any] | None = None,
         processes: Processes | None = None,
+        change: bool = False,
     ) -> 'Run':
         """A run that goes on from its newest checkpoint; from the beginning, where there is none yet.
 
         The images of an update stay those that the run began with, on however many processes it goes on.
 
         Raises:
-            UserError: The settings are not those of the run, or every checkpoint is damaged.
+            UserError: The settings or the data are not those of the run, or every checkpoint is damaged.
         """
         found = load_newest(folder / run_folder.CHECKPOINTS)
         if not found:
             log(f'{folder} has no checkpoint yet: starting from the beginning')
             return cls.start(recipe, folder, log, bar, sets, processes)
-        same_settings(recipe, found[1]['settings'], folder)
-        images = recipe.batch_size * recipe.grad_accum_steps * found[1].get('processes', 1)
+        saved = found[1]
+        changes = changed_settings(recipe, saved['settings'], folder, change)
+        sets = sets or build.read_sets(recipe)
+        same_data(saved.get('data'), {'training': fingerprint(sets[0]), 'validation': fingerprint(sets[1])}, folder)
+        images = recipe.batch_size * recipe.grad_accum_steps * saved.get('processes', 1)
         run = cls(recipe, folder, log, bar, sets, processes, images)
-        run._restore(*found)
-        run._open()
+        state.restore(run, *found, changes)
         return run
 
-    def _open(self) -> None:
-        """Connect the processes, and write the first files of the run."""
-        recipe = self.recipe
-        self.parallel = self.processes.averaged(self.model, self.device)
-        compiled = recipe.torchcompile and torch.compile(self.parallel, backend=recipe.torchcompile)
-        self.forward = compiled or self.parallel
-        if self.processes.first:
-            if recipe.log_tensorboard:
-                self.tensorboard = report.tensorboard(self.folder, len(self.rows))
-            run_folder.write_recipe(self.folder, recipe)
-
     def fit(self) -> dict[str, Any]:
+        """Train to the end, and return the content of result.json. Raises as `train` does."""
+        self.record.open()
         with StopSignal() as stop, allocator.keep_freed():
-            for epoch in range(len(self.rows), self.epochs):
+            for epoch in range(len(self.record.rows), self.epochs):
                 self._epoch(epoch, stop)
         return self._finish()
 
     def _epoch(self, epoch: int, stop: StopSignal) -> None:
-        clock = report.Clock(self.folder / run_folder.TIMES, self.times, epoch, self.updates, self.processes.first)
+        clock = self.record.clock(epoch, self.updates)
         if self.mixup and self.recipe.mixup_off_epoch and epoch >= self.recipe.mixup_off_epoch:
             self.mixup.mixup_enabled = False
         self.model.train()
@@ -197,14 +205,12 @@ class Run:
         text = f'epoch {epoch + 1}/{self.epochs}: train loss {train_loss:.4f}'
         if (epoch + 1) % self.recipe.val_interval == 0 or epoch + 1 == self.epochs:
             text += self._evaluate(row)
-        self.rows.append(row)
+        self.record.rows.append(row)
         self.loss_sum = 0.0
         self.gradients.sums.zero_()
-        self._save()
+        state.save(self)
         self.log(f'{text}, {clock.evaluated():.1f} s')
-        if self.tensorboard:
-            for key in row.keys() - {'epoch'}:
-                self.tensorboard.add_scalar(key, row[key], epoch)
+        self.record.plot(row)
         if self.waited > SLOW_LOADER:
             self.log(
                 f'the loader is too slow: training waited for it {self.waited:.0%} of the epoch; '
@@ -221,10 +227,11 @@ class Run:
         self.scored = int(scores['eval']['n'])
         if not math.isfinite(scores['eval']['loss']):
             x, _ = next(iter(self._laid_out(self.data.val_batches())))
-            raise self._no_number('the validation loss', layer_of_the_output(self.model.eval(), x))
+            raise self.no_number('the validation loss', layer_of_the_output(self.model.eval(), x))
         for name, found in scores.items():
             row.update({f'{name}_{key}': found[key] for key in ('loss', 'top1', 'top5')})
-        self._keep_the_best(int(row['epoch']), scores['ema' if self.ema else 'eval'])
+        average = self.ema.module if self.ema else self.model
+        self.record.keep_the_best(int(row['epoch']), scores['ema' if self.ema else 'eval'], average)
         top1 = ', EMA '.join(f'{found["top1"]:.2f} %' for found in scores.values())
         return f', eval loss {row["eval_loss"]:.4f}, top 1 {top1}'
 
@@ -246,7 +253,7 @@ class Run:
                 total += self.backward(batches, epoch, step)
                 norm = self.gradients.clip(epoch)
                 if self.device.type == 'cpu' and not math.isfinite(norm):  # elsewhere looking would wait for the device
-                    raise self._no_number('the gradient', layer_of_the_gradient(model))
+                    raise self.no_number('the gradient', layer_of_the_gradient(model))
                 self.lr = optimizer.param_groups[self.plain_group]['lr']
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -265,7 +272,7 @@ class Run:
                 if (asked or due) and done < self.steps:
                     self._mean_loss(total, done)  # no checkpoint of weights that are no numbers
                     self.loss_sum = total.item()
-                    self._save()
+                    state.save(self)
                     if asked:
                         raise Interrupted(self.folder)
         self.waited = batches.seconds / (time.perf_counter() - began)
@@ -288,7 +295,7 @@ class Run:
                     loss = self.loss(self.forward(x), y)
                 if self.device.type == 'cpu' and not math.isfinite(loss.detach()):
                     seed_everything(self.recipe.seed, epoch, 1, number)
-                    raise self._no_number('the training loss', layer_of_the_output(self.model, x, self.autocast))
+                    raise self.no_number('the training loss', layer_of_the_output(self.model, x, self.autocast))
                 (loss / accumulate if accumulate > 1 else loss).backward()
             total += loss.detach()
         return total / accumulate
@@ -297,17 +304,19 @@ class Run:
         (summed,) = self.processes.sum(total.item())
         mean = summed / (done * self.processes.size)
         if not math.isfinite(mean) or not math.isfinite(self.gradients.sums.sum()):
-            raise self._no_number('the training loss or the gradient', 'the layer is not known on this device')
+            raise self.no_number('the training loss or the gradient', 'the layer is not known on this device')
         return mean
 
-    def _no_number(self, what: str, where: str) -> CheckFailed:
-        """The end of a run; the weights before this update are those of the last checkpoint, or gone."""
+    def no_number(self, what: str, where: str) -> CheckFailed:
+        """The error that ends the run: ``what`` is NaN or infinity, and ``where`` that arose."""
         epoch, done = divmod(self.updates, self.steps)
         newest = max((int(p.stem) for p in self.folder.glob(f'{run_folder.CHECKPOINTS}/*.json')), default=None)
-        kept = 'no checkpoint was written yet' if newest is None else f'the checkpoint of update {newest} is kept'
+        kept = 'no checkpoint was written yet: repeat the command with --resume'
+        if newest is not None:
+            kept = f'the checkpoint of update {newest} is kept: repeat the command with --resume --change'
         return CheckFailed(
             f'{what} is no longer finite at epoch {epoch + 1}, update {done + 1} of {self.steps}, lr {self.lr:.4g}: '
-            f'{where}; {kept}; try a smaller --lr, more --warmup-epochs or --clip-grad 1'
+            f'{where}; {kept} and a smaller --lr, more --warmup-epochs or --clip-grad 1'
         )
 
     def _laid_out(self, batches: Any) -> Any:
@@ -323,72 +332,6 @@ class Run:
             if self.ema:
                 self.ema.set(self.model)
 
-    def _keep_the_best(self, epoch: int, scores: dict[str, float]) -> None:
-        """The weights of the first epoch with the highest accuracy, in best.safetensors and in every checkpoint."""
-        if self.best and scores['top1'] <= self.best['top1']:
-            return
-        self.best = {'epoch': epoch, **{key: scores[key] for key in ('top1', 'top5', 'loss')}}
-        if self.processes.first:
-            source = self.ema.module if self.ema else self.model
-            self.best_tensors = {name: t.detach().cpu().clone() for name, t in source.state_dict().items()}
-            write_whole(self.folder / run_folder.BEST, tensor_bytes(self.best_tensors))
-
-    def _save(self) -> None:
-        losses = [found[0] for found in self.processes.gather(self.loss_sum)]
-        if not self.processes.first:
-            return
-        average = self.ema.module if self.ema else None
-        tensors, plain = tensors_of(self.model, average, self.best_tensors, self.optimizer)
-        state = {
-            'updates': self.updates,
-            'processes': self.images // (self.recipe.batch_size * self.recipe.grad_accum_steps),
-            'loss_sums': losses,
-            'gradient_sums': self.gradients.sums.tolist(),
-            'rows': self.rows,
-            'scored': self.scored,
-            'shares': self.data.shares if isinstance(self.data, StreamData) else None,
-            'best': self.best,
-            'optimizer': plain,
-            'settings': self.recipe.settings(),
-        }
-        folder = self.folder / run_folder.CHECKPOINTS
-        save_checkpoint(folder, self.updates, tensors, state, self.recipe.checkpoint_hist)
-        report.write_csv(self.folder / run_folder.SUMMARY, self.rows)
-
-    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any], damaged: list[str]) -> None:
-        average = self.ema.module if self.ema else None
-        self.best_tensors = restore(self.model, average, self.optimizer, tensors, state['optimizer'])
-        self.updates, self.rows, self.scored = state['updates'], state['rows'], state.get('scored', self.scored)
-        # Sums go on where they were, so that they are rounded as in the uninterrupted run.
-        losses = state.get('loss_sums') or [state['loss_sum']]
-        size = self.processes.size
-        mean = sum(losses) / len(losses)
-        self.loss_sum = losses[self.processes.rank] if len(losses) == size else mean
-        self.gradients.sums += torch.tensor(state.get('gradient_sums', (0.0, 0.0)), dtype=torch.float64).to(self.device)
-        self.best = state.get('best', {})
-        self.lr = self.rows[-1]['lr'] if self.rows else 0.0
-        times = report.read_csv(self.folder / run_folder.TIMES)
-        self.times = [row for row in times if row['last_update'] <= self.updates]
-        for name in damaged:
-            self.log(f'checkpoint {name} is damaged: going back to the one before')
-        if self.processes.first:
-            report.write_csv(self.folder / run_folder.SUMMARY, self.rows)
-            if self.best_tensors:
-                write_whole(self.folder / run_folder.BEST, tensor_bytes(self.best_tensors))
-        epoch = self.updates // self.steps
-        self.log(f'continuing at epoch {epoch + 1}, update {self.updates - epoch * self.steps} of {self.steps}')
-        if isinstance(self.data, StreamData):
-            for line in self.data.resumed(state['shares'], (self.updates - epoch * self.steps) * self.images):
-                self.log(line)
-        if len(losses) != size:
-            draws = (
-                '' if self.batch_size == self.recipe.batch_size else ', and the draws of mixup and dropout are others'
-            )
-            self.log(
-                f'processes: {size} instead of {len(losses)}; an update still takes {self.images} images, now as '
-                f'{self.accumulate} x {self.batch_size} in each process; sums are rounded in another order{draws}'
-            )
-
     def _blocks(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """Each block's learned scalar and its branch's share of the output, on the first validation images."""
         if not self.processes.first:
@@ -400,10 +343,10 @@ class Run:
         return found
 
     def _finish(self) -> dict[str, Any]:
-        result_model = self.ema.module if self.ema else self.model
+        result_model, record = self.ema.module if self.ema else self.model, self.record
         weights = tensor_bytes(result_model.state_dict())
-        last, kind = self.rows[-1], 'ema' if self.ema else 'eval'
-        seconds = sum(row['train_seconds'] + row['eval_seconds'] for row in self.times)
+        last, kind = record.rows[-1], 'ema' if self.ema else 'eval'
+        seconds = record.seconds()
         result = run_folder.Result(
             model=self.recipe.model,
             dataset=self.recipe.dataset.removeprefix('torch/'),
@@ -415,7 +358,8 @@ class Run:
             interpolation=self.config['interpolation'],
             crop_pct=self.config['crop_pct'],
             metrics={**{key: last[f'{kind}_{key}'] for key in ('top1', 'top5', 'loss')}, 'n': self.scored},
-            best=self.best,
+            best=record.best,
+            changes=record.changes,
             train_n=self.data.train_n,
             epochs=self.epochs,
             steps=self.updates,
@@ -423,22 +367,13 @@ class Run:
             processes=self.processes.size,
             recipe=self.recipe.settings(),
             seconds=round(seconds, 1),
-            seconds_per_epoch=round(seconds / len(self.rows), 2),
+            seconds_per_epoch=round(seconds / len(record.rows), 2),
             hardware=report.hardware(self.device),
             versions=report.versions(),
             blocks=self._blocks(result_model),
             sha256=hashlib.sha256(weights).hexdigest(),
             bytes=len(weights),
         )
-        if self.processes.first:
-            write_whole(self.folder / run_folder.WEIGHTS, weights)
-            problem = report.draw_curves(
-                self.folder / run_folder.CURVES, self.rows, f'{self.recipe.model}, {self.recipe.dataset}'
-            )
-            if problem:
-                self.log(problem)
-            if self.tensorboard:
-                self.tensorboard.close()
-            run_folder.write_result(self.folder, result)
+        record.finish(weights, result, self.log)
         self.log(f'top 1 {result.metrics["top1"]:.2f} % on {self.scored} images; written to {self.folder}')
         return dataclasses.asdict(result)

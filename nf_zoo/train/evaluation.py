@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UserError
+from .build import open_device
 from .data.folder import FolderData, open_folders
 from .data.memory import Batch, MemoryData, in_memory, load_dataset, with_channels
 from .data.stream import StreamData
@@ -79,7 +80,7 @@ def validation(
     ``recipe`` has. Raises `UserError` as `load_dataset`, `open_folders` and
     `open_named` do, and for folders that aren't the model's classes.
     """
-    device = torch.device(device) if device else next(model.parameters()).device
+    device = open_device(str(device)) if device else next(model.parameters()).device
     model.to(device)
     config = resolve_data_config(model=model)
     if not in_memory(dataset):

@@ -17,8 +17,9 @@ results read through it.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ class Result:
     sha256: str  # of model.safetensors
     bytes: int
     best: Mapping[str, float] = field(default_factory=dict)  # epoch (from 0), top1, top5, loss
+    changes: list[dict[str, Any]] = field(default_factory=list)  # settings that --change changed, by update
     train_n: int | None = None
     epochs: int | None = None
     steps: int | None = None
@@ -74,7 +76,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(('model', 'dataset', 'interpolation', 'sha256', 'hardware'), str),
     **dict.fromkeys(('num_classes', 'bytes', 'train_n', 'epochs', 'steps', 'seed', 'processes'), int),
     **dict.fromkeys(('crop_pct', 'seconds', 'seconds_per_epoch'), (int, float)),
-    **dict.fromkeys(('classes', 'input_size', 'mean', 'std'), list),
+    **dict.fromkeys(('classes', 'input_size', 'mean', 'std', 'changes'), list),
     **dict.fromkeys(('metrics', 'best', 'recipe', 'versions', 'blocks'), dict),
 }
 
@@ -151,17 +153,72 @@ def load_run(folder: Path) -> tuple[nn.Module, bytes, Result]:
     return model, data, result
 
 
-def claim(folder: Path, resume: bool) -> None:
-    """Raises `UserError` if ``folder`` holds a run already and ``resume`` is not asked for."""
-    if (folder / RECIPE).exists() and not resume:
+def check(folder: Path, resume: bool) -> None:
+    """Raises `UserError` if a run may not write into ``folder``.
+
+    That is so if another run is there, or files that are no run's, or if it can't be a folder.
+    """
+    try:
+        os.stat(folder / RECIPE)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise _cannot_write(folder, error) from None
+    holds_a_run = (folder / RECIPE).exists()
+    if holds_a_run and not resume:
         raise UserError(f'{folder} already holds a run: continue it with --resume, or choose another --output')
+    names = (WEIGHTS, BEST, RESULT, SUMMARY, TIMES, CURVES, CHECKPOINTS)
+    foreign = next((name for name in names if os.path.lexists(folder / name)), None)
+    if foreign and not holds_a_run:
+        raise UserError(f'{folder} has a {foreign}, but is not the folder of a run; choose another --output')
 
 
-def remove_torn_files(folder: Path) -> None:
-    """Delete what a killed process was just writing."""
-    for torn in [*folder.glob('.*.tmp'), *folder.glob(f'{CHECKPOINTS}/.*.tmp')]:
+@contextmanager
+def claimed(folder: Path, resume: bool) -> Iterator[None]:
+    """Hold the folder for one run: made if need be, locked, and checked as `check` does.
+
+    The lock is on the folder itself. The system releases it when the process ends, however it ends. A folder that was
+    made here and is still empty at the end goes again.
+
+    Raises:
+        UserError: Another run is training into the folder now, or the folder can't be made.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | getattr(os, 'O_DIRECTORY', 0))
+    except (OSError, ValueError) as error:
+        raise _cannot_write(folder, error) from None
+    try:
+        _lock(lock, folder)
+        check(folder, resume)
+        for torn in [*folder.glob('.*.tmp'), *folder.glob(f'{CHECKPOINTS}/.*.tmp')]:  # a killed process left them
+            with suppress(OSError):
+                torn.unlink()
+        yield
+    finally:
+        os.close(lock)
         with suppress(OSError):
-            torn.unlink()
+            for place in made:
+                place.rmdir()
+
+
+def _cannot_write(folder: Path, error: Exception) -> UserError:
+    reason = getattr(error, 'strerror', None) or error
+    return UserError(f'cannot write {folder}: {reason}; free space or choose another folder')
+
+
+def _lock(number: int, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f'another run is training into {folder} now; wait for it, or choose another --output') from None
+    except OSError:  # a file system without locks, as some network file systems are
+        pass
 
 
 def _read(path: Path) -> bytes:

@@ -2,18 +2,22 @@
 
 import json
 import statistics
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from train_toys import run_toy, toy_recipe, toys  # noqa: F401
 
 from nf_zoo.cli.main import main
 from nf_zoo.errors import UserError
-from nf_zoo.train import Recipe
+from nf_zoo.train import Recipe, train
 from nf_zoo.train.compare import by_recipe, read_runs
-from nf_zoo.train.plan import describe
+from nf_zoo.train.data.memory import size_at
+from nf_zoo.train.plan import describe, spans
 
 pytestmark = pytest.mark.usefixtures('toys')
 
@@ -30,8 +34,8 @@ def test_groups_updates_schedule_time_and_memory(tmp_path: Path) -> None:
     )
     assert 'fixup_resnet20_cifar on toys: 41 training and 11 validation images' in text
     assert (
-        'weight decay 0.1, rate x 0.1 (stem.bias.bias' in text
-        and 'weight decay 0.1, rate x 1 (stem.conv.weight' in text
+        'weight decay 0.1, learning rate x 0.1 (stem.bias.bias' in text
+        and 'weight decay 0.1, learning rate x 1 (stem.conv.weight' in text
     )
     assert 'updates: 5 an epoch, 20 in 4 epochs, each of 8 images (8 x 1 in 1 process)' in text
     assert 'epoch    1: lr 1e-05, 12 pixels' in text and 'time: about' in text and 'memory: about' in text
@@ -51,19 +55,85 @@ def test_a_models_rising_threshold_is_shown(tmp_path: Path) -> None:
     assert 'clipped at 5' in text and 'clipped at 8.466' in text
 
 
-def test_without_its_data_a_known_set_is_assumed_and_an_unknown_one_refused(tmp_path: Path) -> None:
+def test_without_a_folder_a_known_set_has_its_size_and_another_one_is_unknown() -> None:
     recipe = Recipe(model='eunnet20_cifar', model_kwargs={'depths': [1, 1, 1]}, dataset='torch/cifar100', device='cpu')
     first, *rest = describe(recipe)
-    assert '50,000 training and 10,000 validation images (assumed: CIFAR100 needs its folder' in first
+    assert '50,000 training and 10,000 validation images; not read, because there is no --data-dir' in first
     assert any('updates: 390 an epoch' in line for line in rest)
-    with pytest.raises(UserError):
-        list(describe(recipe.with_options({'dataset': 'torch/places365'})))
+    first, *rest = describe(recipe.with_options({'dataset': 'folder', 'train_sizes': {0: 16}}))
+    assert 'the number of images and of classes is unknown; give --data-dir DIR' in first
+    assert any('updates: unknown in 300 epochs' in line for line in rest)
+    assert any('time: unknown; ' in line for line in rest) and not any('assumed' in line for line in rest)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'warmup_epochs': 2},
+        {'batch_size': 64},
+        {'model': 'eunnet20_cifarr'},
+        {'model_kwargs': {'depths': 3}},
+        {'model_kwargs': {'depths': []}},
+        {'opt': 'sgdd'},
+        {'aa': 'nonsense'},
+        {'aa': 'rand-m9-x3'},
+        {'img_size': 16, 'model': 'vit_tiny_patch16_224', 'model_kwargs': {'depth': 1}},
+        {'train_sizes': {0: 65}},
+        {'dataset': 'cifar10', 'data_dir': 'nowhere'},
+        {'dataset': 'folder', 'data_dir': 'nowhere'},
+        {'dataset': 'torch/cifar1', 'data_dir': 'nowhere'},
+        {'input_size': [2, 16, 16]},
+        {'in_chans': 1, 'input_size': [3, 16, 16]},
+        {'mixup': 1.0, 'batch_size': 5},
+        {'torchcompile': 'inductr'},
+        {'device': 'warp'},
+        {'device': 'meta'},
+        {'initial_checkpoint': 'none.safetensors'},
+        {'output': '/dev/null'},
+        {'output': '/dev/null/run'},
+        {'output': 'x' * 300},
+    ],
+    ids=str,
+)
+def test_what_a_run_refuses_the_plan_refuses_with_the_same_line(tmp_path: Path, options: dict[str, Any]) -> None:
+    recipe = toy_recipe(tmp_path / 'run').with_options(options)
+    with pytest.raises(UserError) as run:
+        train(recipe, log=lambda line: None, bar=False)
+    with pytest.raises(UserError) as planned:
+        list(describe(recipe))
+    assert str(run.value) == str(planned.value) and '\n' not in str(run.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_plan_of_a_run_that_goes_on_refuses_what_the_run_refuses(tmp_path: Path) -> None:
+    run_toy(tmp_path, epochs=1)
+    with pytest.raises(UserError, match='already holds a run'):
+        list(describe(toy_recipe(tmp_path, epochs=1)))
+    files = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    assert any('continuing at epoch 2' in line for line in describe(toy_recipe(tmp_path, epochs=1, resume=True)))
+    with pytest.raises(UserError, match=r'other settings \(lr 0.05 -> 0.1\)'):
+        list(describe(toy_recipe(tmp_path, epochs=1, resume=True, lr=0.1)))
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+
+
+@given(st.dictionaries(st.integers(0, 40), st.integers(1, 64), max_size=5), st.integers(1, 30))
+def test_the_epochs_at_each_size_are_those_of_the_run(train_sizes: dict[int, int], epochs: int) -> None:
+    found = spans(train_sizes, 32, epochs)
+    expected = Counter(size_at(train_sizes, epoch) or 32 for epoch in range(epochs))
+    assert found == expected and min(found.values()) > 0
+
+
+def test_a_huge_number_of_epochs_costs_no_loop(tmp_path: Path) -> None:
+    text = plan(tmp_path, epochs=10**9, train_sizes={5: 12, 10**9: 9}, sched='step', decay_epochs=0.5)
+    assert (
+        'updates: 5 an epoch, 5,000,000,000 in 1,000,000,000 epochs' in text and '-' not in text.split('time:')[1][:40]
+    )
 
 
 def test_dry_run_is_an_option_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / 'recipe.yaml'
     path.write_text('model: eunnet20_cifar\ndataset: toys\nbatch_size: 8\nmodel_kwargs: {depths: [1, 1, 1]}\n')
-    assert main(['train', str(path), '--dry-run', '--epochs', '2']) == 0
+    assert main(['train', str(path), '--dry-run', '--epochs', '2', '--warmup_epochs', '0']) == 0
     assert 'updates: 5 an epoch, 10 in 2 epochs' in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ['recipe.yaml']
 

@@ -1,6 +1,10 @@
 """Recipes: what is refused and how, and that files, options and the written recipe.yaml mean the same."""
 
+import os
+import stat
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -8,6 +12,7 @@ import yaml
 from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe, load_recipe
 from nf_zoo.train.build import learning_rate
+from nf_zoo.train.recipe import RANGES, TYPES
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -44,16 +49,92 @@ def test_a_bad_recipe_is_one_line_that_names_the_file(tmp_path: Path, text: str,
 @pytest.mark.parametrize(
     ('text', 'said'),
     [
-        ('model: x\nepochs: 0', 'epochs is 0, expected at least 1'),
-        ('model: x\nseed: -1', 'seed is -1'),
-        ('model: x\nsched: cosin', "did you mean 'cosine'?"),
-        ('model: x\namp_dtype: float16', "unknown amp_dtype 'float16'"),
+        ('epochs: 0', 'epochs is 0, expected 1 to 1,000,000,000'),
+        ('seed: -1', 'seed is -1, expected 0 to'),
+        ('sched: cosin', "did you mean 'cosine'?"),
+        ('amp_dtype: float16', "unknown amp_dtype 'float16'"),
+        ('clip_grad: -1', 'clip_grad is -1.0, expected more than 0'),
+        ('clip_grad: 0', 'clip_grad is 0.0, expected more than 0'),
+        ('hflip: 5', 'hflip is 5.0, expected 0 to 1'),
+        ('smoothing: -1', 'smoothing is -1.0, expected at least 0, less than 1; 0 is off'),
+        ('std: [.inf]', 'expected finite numbers'),
+        ('std: [0, 1, 1]', 'std is [0.0, 1.0, 1.0], expected 1 or 3 numbers, each more than 0, at most 10'),
+        ('mean: [0.5, 0.5]', 'mean is [0.5, 0.5], expected 1 or 3 numbers'),
+        ('scale: [0.9, 0.3]', 'scale is [0.9, 0.3], expected 2 numbers'),
+        ('scale: [0.5]', 'scale is [0.5], expected 2 numbers, each more than 0, at most 1, never falling'),
+        ('lr: 1e308', 'lr is 1e+308, expected more than 0, at most 1,000'),
+        ('lr: 1e999', 'expected finite numbers'),
+        ('mixup: -1', 'mixup is -1.0, expected 0 to 1,000; 0 is off'),
+        ('min_lr: -1', 'min_lr is -1.0'),
+        ('workers: -1', 'workers is -1, expected 0 to 1,024'),
+        ('img_size: 0', 'img_size is 0, expected 1 to 4,096'),
+        ('train_sizes: {0: 0}', 'train_sizes is [0], expected 1 to 4,096'),
+        ('train_sizes: {-1: 8}', 'train_sizes is {-1: 8}, expected 0 to'),
+        ('interpolation: bicubc', "unknown interpolation 'bicubc'"),
+        ('model_kwargs: {depths: [.nan]}', 'expected finite numbers'),
+        ('model_kwargs: {1: 2}', 'model_kwargs is {1: 2}, expected a mapping'),
+        ('model_kwargs: {a: 2020-01-01}', 'expected a mapping'),
+        ('output: "a\\0b"', 'expected a text'),
     ],
 )
 def test_a_value_out_of_range_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, f'model: x\n{text}')
     with pytest.raises(UserError) as caught:
-        load_recipe(write(tmp_path, text))
-    assert said in str(caught.value)
+        load_recipe(path)
+    assert said in str(caught.value) and str(caught.value).startswith(str(path)) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'epochs': 5}, 'warmup_epochs is 5, but there are 5 epochs, so lr is never reached'),
+        ({'in_chans': 2}, 'the images would have 2 channels'),
+        ({'mean': [0.5], 'std': [0.5, 0.5, 0.5]}, 'numbers and std has .; give one for each channel'),
+        ({'mean': [0.5, 0.5, 0.5], 'std': [0.5]}, 'numbers and std has .; give one for each channel'),
+    ],
+)
+def test_values_that_do_not_fit_one_another_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Recipe(model='x').with_options(options).check()
+    Recipe(model='x', epochs=5, sched='none').check()
+
+
+@pytest.mark.parametrize(
+    ('text', 'said'),
+    [
+        ('model: x\nlr: 0.1\nlr: 0.2', "line 3: not valid YAML (the key 'lr' is there twice)"),
+        ('model: &a x\noutput: *a', 'line 2: not valid YAML (an alias (*NAME) is not allowed)'),
+        ('[' * 20_000, 'nested too deeply'),
+        ('a: a: a: 1', 'not valid YAML'),
+        ('model: 2020-99-99', 'a value that cannot be read'),
+        ('model: !!bool x', 'a value that cannot be read'),
+        ('seed: ' + '9' * 5000, 'a value that cannot be read'),
+        ('model: x # ' + 'x' * 1_000_001, 'is no recipe: it has more than 1,000,000 bytes'),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_yaml_that_says_one_thing_twice_or_too_much_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as caught:
+        load_recipe(path)
+    assert said in str(caught.value) and '\n' not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize('make', [os.mkfifo, os.mkdir, lambda path: os.mknod(path, stat.S_IFSOCK | 0o600)])
+def test_a_recipe_that_is_no_file_is_one_line_at_once(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / 'it')
+    with pytest.raises(UserError, match='not a file'):
+        load_recipe(tmp_path / 'it')
+
+
+def test_every_number_and_every_choice_has_a_range_in_words() -> None:
+    free = {f.name for f in fields(Recipe) if not str(RANGES[f.name])}
+    assert {str(TYPES[name]) for name in free} <= {
+        str(kind) for kind in (str, bool, str | None, dict[str, Any], tuple[str, ...] | None)
+    }
+    for f in fields(Recipe):
+        if f.default is not MISSING:
+            assert RANGES[f.name].problem(f.name, f.default) is None
 
 
 def test_a_missing_or_binary_file_is_one_line(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from timm.data.loader import PrefetchLoader
 from torch.utils.data import default_collate
 from torchvision import transforms
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..recipe import Recipe
 from .memory import Batch, size_at
 
@@ -32,8 +32,9 @@ class Pipeline:
         shared = self._shared(tuple(config['input_size'][-2:]))
         if recipe.val_img_size:
             shared['input_size'] = (config['input_size'][0], recipe.val_img_size, recipe.val_img_size)
-        self.val = create_transform(**shared)
+        self.val = _created(**shared)
         self._stages: dict[tuple[int, ...], transforms.Compose] = {}
+        self.train(0)  # a setting that timm can't use is refused before training
 
     def train(self, epoch: int) -> transforms.Compose:
         """What a worker does to one picture in training: timm's transforms, at the size of this ``epoch``."""
@@ -53,7 +54,7 @@ class Pipeline:
     def _training(self, size: tuple[int, ...], full: tuple[int, ...]) -> transforms.Compose:
         recipe, side = self.recipe, self.side
         ways = {} if side else {'interpolation': recipe.train_interpolation or self.config['interpolation']}
-        stages = create_transform(
+        stages = _created(
             **self._shared(size) | ways,
             is_training=True,
             separate=True,
@@ -98,6 +99,15 @@ class Pipeline:
             return
         for x, y in batches:
             yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
+
+
+def _created(**options: Any) -> Any:
+    """timm's transforms. Raises `UserError` for values that it can't use, such as an unknown policy."""
+    try:
+        return create_transform(**options)
+    except Exception as error:  # timm asserts, and looks the parts of a policy up in tables
+        what = f'aa {options["auto_augment"]!r}' if options.get('auto_augment') else 'the transforms'
+        raise UserError(f'{what}: timm cannot use it ({type(error).__name__}: {one_line(error)})') from None
 
 
 def _raised(loader: Iterable[Any]) -> Iterator[Batch]:

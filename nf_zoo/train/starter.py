@@ -1,0 +1,58 @@
+"""Settings for a user's own folder of pictures, where no recipe is given."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+
+from ..errors import UserError
+from .recipe import Recipe
+
+VALIDATION = ('validation', 'val', 'valid', 'test')  # names of the folder of the validation images
+
+# For both: pictures of any size, a schedule by updates, and clipping, because nothing normalises the activations.
+_COMMON: dict[str, Any] = dict(
+    dataset='folder',
+    batch_size=32,
+    scale=(0.35, 1.0),
+    color_jitter=0.2,
+    train_interpolation='',
+    clip_grad=1.0,
+    sched_on_updates=True,
+    weight_decay=5e-5,
+    amp=True,
+)
+FINE_TUNING: dict[str, Any] = {**_COMMON, 'pretrained': True, 'epochs': 10, 'warmup_epochs': 1, 'lr': 0.01}
+TRAINING: dict[str, Any] = {**_COMMON, 'epochs': 60, 'warmup_epochs': 5, 'lr': 0.05}
+
+
+def starter_recipe(options: dict[str, Any]) -> tuple[Recipe, str]:
+    """A recipe for ``--model NAME --data-dir DIR``, and the line that says what it is.
+
+    A model that has pretrained weights is fine-tuned, another one is trained from the beginning. ``options`` override
+    the settings. Raises `UserError`.
+    """
+    base = TRAINING
+    if options.get('pretrained', not options.get('initial_checkpoint') and has_weights(options['model'])):
+        base = FINE_TUNING
+    elif options.get('initial_checkpoint'):
+        base = FINE_TUNING | {'pretrained': False}
+    base = dict(base)
+    if options.get('dataset', 'folder') == 'folder':
+        if not options.get('data_dir'):
+            raise UserError('which pictures? give --data-dir DIR, with DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE')
+        there = (name for name in VALIDATION if (Path(options['data_dir']) / name).is_dir())
+        base['val_split'] = next(there, 'validation')
+    recipe = Recipe().with_options(base | options)
+    what = 'training from the beginning' if base['epochs'] == TRAINING['epochs'] else 'fine-tuning its weights'
+    return recipe, (
+        f'{recipe.model}, without a recipe: {what}, {recipe.epochs} epochs, lr {recipe.lr:g}; '
+        f'recipe.yaml in the output folder has all settings'
+    )
+
+
+def has_weights(model: str) -> bool:
+    """Whether timm knows pretrained weights of this model, with its tag if it names one."""
+    name, _, tag = model.partition('.')
+    known = timm.list_pretrained(f'{name}.*')
+    return model in known if tag else bool(known)
