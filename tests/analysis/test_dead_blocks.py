@@ -28,7 +28,7 @@ def test_a_run_and_its_manifest_have_scalars_and_shares(toys, tmp_path):  # noqa
 
 def test_dead_blocks_are_published_only_on_demand(toys, tmp_path):  # noqa: F811
     run = tmp_path / 'run'
-    run_toy(run, epochs=1, model='skipinit_resnet20_cifar', lr=0.0, warmup_lr=0.0)  # every scalar stays 0
+    run_toy(run, epochs=1, model='skipinit_resnet20_cifar', lr=1e-60, warmup_lr=0.0)  # every scalar stays 0
     with pytest.raises(UserError, match='stages.0.0, stages.1.0, stages.2.0 .*--allow-dead') as caught:
         nf_zoo.publish(run, tmp_path / 'hub')
     assert '\n' not in str(caught.value) and not (tmp_path / 'hub').exists()
