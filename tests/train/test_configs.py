@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def test_keys_are_options_of_timms_train_py_or_said_to_be_our_own() -> None:
     assert keys - OWN <= TRAIN_PY and keys >= OWN and not OWN & TRAIN_PY
 
 
+@cache
+def has_lr_scales(model: str) -> bool:
+    return hasattr(timm.create_model(model, device='meta'), 'lr_scales')
+
+
 @every_recipe
 def test_a_recipe_says_where_its_numbers_are_from_how_to_run_it_and_what_came_of_it(path: Path) -> None:
     text = path.read_text()
@@ -56,10 +62,11 @@ def test_a_recipe_says_where_its_numbers_are_from_how_to_run_it_and_what_came_of
     assert re.search(r'Expected: .+ Reached: .+', head)
     assert re.search(r'(section|appendix|Table|official code|No paper)', head)
     recipe = load_recipe(path)
+    recipe.check()
     assert path.stem.split('.')[0] == recipe.model.split('.')[0] and timm.is_model(recipe.model.split('.')[0])
     assert recipe.device_modules == ('nf_zoo',), "timm's train.py would not know the model"
     assert recipe.opt in list_optimizers()
-    if 'lr_scales' in dir(timm.create_model(recipe.model.split('.')[0], device='meta')) or recipe.clip_sched:
+    if has_lr_scales(recipe.model.split('.')[0]) or recipe.clip_sched:
         assert "timm's train.py" in head, 'what timm cannot do is said'
 
 
@@ -75,7 +82,27 @@ class Pictures:
         return Image.effect_noise((40, 36), 20.0 + number).convert('RGB'), number
 
 
-@every_recipe
+def signature(recipe: Recipe) -> tuple[Any, ...]:
+    """What of a recipe decides which code runs: not its numbers, and not how many blocks its model has."""
+    # The 50, 101 ... of an ImageNet layout have one block, the 18 and 34 another; those of a CIFAR layout one as well.
+    model = re.sub(r'(?<=_b)[0-5]|(?<!\d)(50|101|152|200|288)(?!\d)|(20|56|110)(?=_cifar)', 'N', recipe.model)
+    values = (
+        'model_kwargs pretrained opt sched clip_mode clip_sched aa remode mixup_mode interpolation model_ema'.split()
+    )
+    switches = 'drop drop_path train_sizes val_img_size color_jitter reprob mixup cutmix smoothing scale ratio'.split()
+    switches += 'opt_kwargs opt_betas opt_eps clip_grad warmup_epochs amp model_ema_warmup train_interpolation'.split()
+    return (
+        model,
+        in_memory(recipe.dataset),
+        *(repr(getattr(recipe, key)) for key in values),
+        *(bool(getattr(recipe, key)) for key in switches),
+    )
+
+
+DISTINCT = list({signature(load_recipe(path)): path for path in reversed(CONFIGS)}.values())[::-1]
+
+
+@pytest.mark.parametrize('path', DISTINCT, ids=lambda p: f'{p.parent.name}/{p.stem}')
 def test_a_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     options: dict[str, Any] = {'batch_size': 4, 'workers': 0, 'output': str(tmp_path), 'device': 'cpu'}
@@ -89,7 +116,7 @@ def test_a_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
         sets = (MemorySet(pixels, torch.arange(8), [str(i) for i in range(10)]),) * 2
     else:
         options |= {'img_size': 32, 'val_img_size': 40 if recipe.val_img_size else None}
-    run = Run(recipe.with_options(options), tmp_path, lambda line: None, False, sets=sets)
+    run = Run.start(recipe.with_options(options), tmp_path, lambda line: None, False, sets=sets)
     grouped = [id(p) for group in run.optimizer.param_groups for p in group['params']]
     assert len(grouped) == len(set(grouped)) == len(list(run.model.parameters()))
     before = [p.detach().clone() for p in run.model.parameters()]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..recipe import Recipe
 from .memory import Batch, MemorySet, fold_seed, seed_everything
 from .pictures import UNREADABLE, read_picture, refuse_loops
@@ -100,7 +100,12 @@ class _Images(Dataset):
         except UserError as error:
             return error  # returned, since an exception from a worker process arrives wrapped in its traceback
         except UNREADABLE:
-            place = self.files.samples[number][0] if hasattr(self.files, 'samples') else f'image {number}'
-            return UserError(f'{place}: not a readable image; repair or remove it')
+            return UserError(f'{self._name(number)}: not a readable image; repair or remove it')
         seed_everything(self.seed, epoch, 2, number)
-        return self.transform(image), label
+        try:
+            return self.transform(image), label
+        except Exception as error:  # some policies of timm draw what Pillow then refuses
+            return UserError(f'{self._name(number)}: the augmentation fails ({one_line(error)}); choose another aa')
+
+    def _name(self, number: int) -> str:
+        return str(self.files.samples[number][0]) if hasattr(self.files, 'samples') else f'image {number}'

@@ -122,6 +122,9 @@ _LOADERS = {
 }
 
 
+KNOWN = tuple(_LOADERS)
+
+
 def in_memory(name: str) -> bool:
     """Whether `load_dataset` knows ``name``, or should say what is wrong with it."""
     return name.removeprefix('torch/') in _LOADERS or ('/' not in name and name != 'folder')

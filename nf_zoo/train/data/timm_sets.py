@@ -10,8 +10,9 @@ from typing import Any
 from timm.data import create_dataset
 from torch.utils.data import Dataset
 
-from ...errors import UserError
+from ...errors import UserError, nearest
 from ..recipe import Recipe
+from .memory import KNOWN
 
 STREAMS = ('hfids', 'tfds', 'wds')
 _PACKAGES = {
@@ -20,6 +21,9 @@ _PACKAGES = {
     'tfds': ('tensorflow', 'tensorflow_datasets'),
     'wds': ('webdataset',),
 }
+# The sets of torchvision that timm opens.
+_TORCH = ('cifar10', 'cifar100', 'fashion_mnist', 'image_folder', 'folder', 'imagenet', 'inat', 'inaturalist', 'kmnist',
+          'mnist', 'places365', 'qmnist')  # fmt: skip
 _SHARD = re.compile(r'\w[\w.+=-]*(/\w[\w.+=-]*)*')
 
 
@@ -29,7 +33,17 @@ def open_named(recipe: Recipe, split: str) -> 'TimmSet | StreamSet':
     Raises `UserError` for a name that timm doesn't know, a package or data that isn't there, and a set that doesn't say
     how many images or classes it has.
     """
+    _check_name(recipe.dataset)
     return (StreamSet if _kind(recipe) in STREAMS else TimmSet)(recipe, split)
+
+
+def _check_name(name: str) -> None:
+    """Raises `UserError` for a name that timm would take for an image folder, because it knows no such set."""
+    kind, _, rest = name.partition('/')
+    if (kind.lower() in _PACKAGES and rest) or (kind == 'torch' and rest.lower() in _TORCH):
+        return
+    known = [*KNOWN, 'folder', *(f'torch/{each}' for each in _TORCH), *(f'{each}/NAME' for each in _PACKAGES)]
+    raise UserError(f'unknown data set {name!r} (known: {", ".join(known)}){nearest(name, known)}')
 
 
 def _kind(recipe: Recipe) -> str:
