@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
+from .text import clean
+
 
 class UserError(ValueError):
     """Bad input. The message is one line that says what was wrong and what to do; the command line exits with 2."""
@@ -16,12 +18,12 @@ class CheckFailed(RuntimeError):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of any exception as one line, with the file's name where the operating system refused it."""
+    """The message of any exception as one `clean` line, with the file's name where the operating system refused it."""
     if isinstance(error, OSError) and error.strerror:
         text = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
     else:
         text = str(error)
-    return ' '.join(text.split()) or type(error).__name__
+    return clean(text) or type(error).__name__
 
 
 def extra(module: str, name: str) -> Any:

@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, one_line
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64)  # of weights, and of counts
 
 _KINDS = {
     stat.S_ISDIR: 'a folder',
@@ -89,7 +91,7 @@ def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
 
 
 def read_tensors(data: bytes, where: str | Path) -> dict[str, Tensor]:
-    """Parse the bytes of a safetensors file of weights: floating-point tensors, and counts in int64.
+    """Parse the bytes of a safetensors file of weights: floating-point tensors of 16 to 64 bits, and counts in int64.
 
     Args:
         data: The whole file.
@@ -101,12 +103,11 @@ def read_tensors(data: bytes, where: str | Path) -> dict[str, Tensor]:
     try:
         tensors = load(data)
     except (SafetensorError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f'{where} is not a valid safetensors file: {reason}') from None
+        raise UserError(f'{where} is not a valid safetensors file: {one_line(error)[:200]}') from None
     if not tensors:
         raise UserError(f'{where} has no tensors')
     for key, tensor in tensors.items():
-        if not tensor.is_floating_point() and tensor.dtype != torch.int64:
+        if tensor.dtype not in _DTYPES:
             raise UserError(f'{where}: {key[:100]!r} has the dtype {tensor.dtype}; weights are floating-point numbers')
     return tensors
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nf_zoo.analysis.catalogue import facts
-from nf_zoo.hub.places import BUNDLED
+from nf_zoo.hub.index import bundled
 from nf_zoo.train.recipe import load_recipe
 from nf_zoo.train.run_folder import read_result
 
@@ -30,7 +30,7 @@ MARKED = re.compile(r'(<!-- make results: (\w+)([^\n]*) -->\n).*?(<!-- end -->)'
 def rows() -> dict[str, list[dict[str, Any]]]:
     """Data set -> a row for each of its bundled weights, the best first. ``param_count`` is in millions, as timm's."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(BUNDLED.glob('*/manifest.json')):
+    for path in sorted(bundled().glob('*/manifest.json')):
         manifest = json.loads(path.read_bytes())
         config = json.loads(path.with_name('config.json').read_bytes())
         recipe = f'configs/{manifest["dataset"]}/{manifest["architecture"]}.yaml'

@@ -14,6 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import UserError, nearest
 from ..hub import weights
+from ..hub.folder import open_folder
+from ..hub.index import index
 from ..net.registry import list_models
 
 SIZES = Path(__file__).with_name('models.json')  # {name: {params, macs}}; a test measures each of them again
@@ -39,10 +41,10 @@ def rows(pattern: str = '', pretrained: bool = False) -> list[Row]:
     found = list_models(pattern if set(pattern) & set('*?[') else f'*{pattern}*')
     if not found:
         raise UserError(f"no model matches '{pattern}'{nearest(pattern, list_models())}")
-    index = weights.index()
+    pinned = index()
     table = []
     for name in found:
-        tags = {tag: index.get(f'{name}.{tag}', {}).get('top1') for tag in _tags(name)}
+        tags = {tag: pinned.get(f'{name}.{tag}', {}).get('top1') for tag in _tags(name)}
         if tags or not pretrained:
             size = _sizes().get(name) or measure(name)
             paper = _citation(_page(name))
@@ -122,8 +124,8 @@ def _weights(name: str, tag: str) -> dict[str, Any]:
     if found is None:
         return {'at': f'hf://{timm.get_pretrained_cfg(f"{name}.{tag}").hf_hub_id}'}
     if found.place.pinned:  # the index knows; the weights themselves may not be here yet
-        known = weights.index()[found.name_tag]
+        known = index()[found.name_tag]
     else:
-        manifest = weights.open_folder(found).manifest
+        manifest = open_folder(found).manifest
         known = manifest | {key: manifest['metrics'].get(key) for key in ('top1', 'n')}
     return {'at': str(found.place)} | {key: known.get(key) for key in ('dataset', 'top1', 'n', 'bytes', 'sha256')}

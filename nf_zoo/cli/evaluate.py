@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from ..text import clean
 from .parser import JSON, NAME, Add, Command, count
 
 
@@ -30,17 +31,17 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(json.dumps(found | ({'forms': forms} if forms else {}) | {'classes': own.by_class()}, indent=2))
         return
     correct = round(found['top1'] / 100 * found['n'])
-    print(f'{args.name} on {dataset}: top-1 {found["top1"]:.2f} % ({correct} of {found["n"]}), ', end='')
+    print(f'{args.name} on {clean(dataset)}: top-1 {found["top1"]:.2f} % ({correct} of {found["n"]}), ', end='')
     print(f'top-5 {found["top5"]:.2f} %, loss {found["loss"]:.4f}')
     for name, form in scores.items():
         print(f'{name}: top-1 {form.metrics()["top1"]:.2f} %, {form.others} other answers, ', end='')
         print(f'logits differ by {form.difference:.1e} of the largest')
     if args.per_class:
-        left = max(len(row['class']) for row in own.by_class())
+        left = max(len(clean(row['class'])) for row in own.by_class())
         for row in own.by_class():
             top1 = '' if row['top1'] is None else f'{row["top1"]:6.2f} %'
-            taken = f'  taken for {row["taken_for"]}: {row["images"]}' if 'taken_for' in row else ''
-            print(f'  {row["class"]:<{left}}  {row["n"]:>6} images  {top1}{taken}')
+            taken = f'  taken for {clean(row["taken_for"])}: {row["images"]}' if 'taken_for' in row else ''
+            print(f'  {clean(row["class"]):<{left}}  {row["n"]:>6} images  {top1}{taken}')
 
 
 def _predict(args: argparse.Namespace) -> None:
@@ -55,6 +56,7 @@ def _predict(args: argparse.Namespace) -> None:
         print(json.dumps(found, indent=2))
         return
     left = max(len(image) for image in args.images)
+    rows = [[(clean(name), probability) for name, probability in row] for row in rows]
     middle = max(len(name) for row in rows for name, _ in row)
     for image, row in zip(args.images, rows, strict=True):
         for rank, (name, probability) in enumerate(row):

@@ -1,11 +1,13 @@
 """The commands of the hub: publish, fetch, verify, hub index."""
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
 from ..errors import UserError
 from ..files import write_whole
-from ..text import columns
+from ..text import columns, say
 from .parser import NAME, Add, Command
 
 
@@ -13,7 +15,23 @@ def _publish(args: argparse.Namespace) -> None:
     from ..hub.publishing import publish
 
     options = {key: getattr(args, key) for key in ('replace', 'private', 'dry_run', 'dtype', 'license', 'allow_dead')}
-    print(publish(args.source, args.to, args.name, **options), *(['(dry run: nothing written)'] * args.dry_run))
+    target = publish(args.source, args.to, args.name, **options)
+    print(target, *(['(dry run: nothing written)'] * args.dry_run), flush=True)
+    if not args.dry_run:  # on standard error: a script takes the folder from standard output
+        say('\n'.join(['use it:', *_uses(Path(target).name, args.to)]), sys.stderr)
+
+
+def _uses(name_tag: str, hub: str) -> list[str]:
+    """The commands that use what was published."""
+    from ..hub.places import parse_place, search_path
+
+    known = any(place == parse_place(hub) for place in search_path())
+    return [
+        *([] if known else [f'  export NF_ZOO_HUB={shlex.quote(hub)}']),
+        f'  nf-zoo verify {name_tag}',
+        f'  nf-zoo predict {name_tag} IMAGE',
+        f'  python -c "import nf_zoo, timm; timm.create_model(\'{name_tag}\', pretrained=True)"',
+    ]
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -23,21 +41,20 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int | None:
-    from ..hub.publishing import verify
-    from ..hub.verification import verify_all
+    from ..hub.verification import verify, verify_all
 
     if bool(args.name) == args.all:
         raise UserError('give a NAME, or --all for a whole hub')
     if args.name:
         print(verify(args.name, args.data_dir, args.hub))
         return None
-    from ..hub.listing import percent, plain
+    from ..hub.listing import percent
 
     rows, failed = [], 0
     for name_tag, found in verify_all(args.hub, args.data_dir):
         if isinstance(found, Exception):
             failed += 1
-            rows.append([name_tag, 'FAILED', '', '', plain(found)])
+            rows.append([name_tag, 'FAILED', '', '', str(found)])
         else:
             tops = [percent((metrics or {}).get('top1')) for metrics in (found.recorded, found.measured)]
             rows.append([name_tag, 'verified', *tops, found.place])
@@ -49,9 +66,10 @@ def _hub(args: argparse.Namespace) -> int | None:
     from ..hub.listing import as_csv, as_html, as_table, list_hub
 
     rows = list_hub(args.hub)
-    for path, content in ((args.csv, as_csv), (args.html, as_html)):
-        if path:
-            write_whole(path, content(rows, args.hub).encode())
+    if args.csv:
+        write_whole(args.csv, as_csv(rows, args.hub).encode())
+    if args.html:
+        write_whole(args.html, as_html(rows, args.hub, args.html).encode())
     print(as_table(rows))
     return 1 if any(row.error for row in rows) else None
 
@@ -74,7 +92,7 @@ def _fetch_options(add: Add) -> None:
 
 
 def _verify_options(add: Add) -> None:
-    add('name', nargs='?', **NAME)
+    add('name', nargs='?', metavar='NAME_OR_RUN', help='NAME, NAME.TAG, or the folder of a run')
     add('--all', action='store_true', help='every name of the hub, or of the search path, as a table')
     add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
     add('--data-dir', metavar='DIR', help='measure the accuracy too, on the data set in the folder DIR')

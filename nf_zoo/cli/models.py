@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..text import columns
+from ..text import clean, columns
 from .parser import JSON, NAME, Add, Command, count
 from .trained import check_options, show_trained
 
@@ -53,8 +53,8 @@ def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         return ' '.join(f'{key} {_in_words(item)}' for key, item in value.items())
     if isinstance(value, list):
-        return ' x '.join(map(str, value))
-    return f'{value:,}' if isinstance(value, int) else ' '.join(str(value).split())
+        return ' x '.join(map(clean, value))
+    return f'{value:,}' if isinstance(value, int) else clean(value)
 
 
 def _list_options(add: Add) -> None:

@@ -17,6 +17,7 @@ from ..errors import CheckFailed, UserError
 from ..files import tensor_bytes, write_whole
 from ..folding.network import fold as fold_model
 from ..hub import weights
+from ..hub.folder import open_folder
 from ..inference.loading import class_names
 from ..net.registry import list_models
 from ..train.data.config import data_config
@@ -230,7 +231,7 @@ def _manifest_sha256(name: str | None, tag: str | None, sha256: str) -> str | No
         return None
     try:
         found = weights.find(name, tag)
-        folder = weights.open_folder(found) if found else None
+        folder = open_folder(found) if found else None
     except (UserError, CheckFailed, OSError):  # the export doesn't depend on a hub
         return None
     if folder is None or folder.manifest['sha256'] != sha256:

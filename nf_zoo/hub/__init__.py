@@ -1,4 +1,4 @@
-"""Hubs: the places that hold published weights, and what goes into and out of them.
+"""Hubs: the places that hold published weights.
 
 Everything is imported on first use, so `import nf_zoo` does not pay for it.
 """
@@ -7,14 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .publishing import bundle, fetch, publish, verify
+    from .publishing import fetch, publish
+    from .release import bundle
+    from .verification import verify
 
-_HOME = {
-    'bundle': 'publishing',
-    'fetch': 'publishing',
-    'publish': 'publishing',
-    'verify': 'publishing',
-}
+_HOME = {'bundle': 'release', 'fetch': 'publishing', 'publish': 'publishing', 'verify': 'verification'}
 
 __all__ = ['bundle', 'fetch', 'publish', 'verify']
 

@@ -1,21 +1,22 @@
-"""Calls to the Hugging Face Hub: patience with what passes, one line (without the token) for what doesn't."""
+"""Calls to the Hugging Face Hub: repeated where a failure may pass, else one line that never shows the token."""
 
 import errno
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import CheckFailed, UserError
+from ..text import clean
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar('_T')
 
 _TRIES = 3
-_LONGEST = 300  # seconds that a server may ask us to wait
+_LONGEST = 60  # seconds of pause that a server may ask for
 _TOKEN = re.compile(r'hf_[A-Za-z0-9]{16,}|(?<=[Bb]earer )\S+')
 
 _ADVICE = {
@@ -30,17 +31,17 @@ _ADVICE = {
 
 
 class Unreachable(UserError):
-    """The Hub can't be reached, or has a fault of its own: it may work later, and another place may do."""
+    """The Hub cannot be reached, or has a fault of its own. It may work later, or another place may do."""
 
 
 def redact(text: str) -> str:
-    """``text`` without the user's token, and without anything else that has a token's form."""
+    """``text`` without the user's token, and without any other text of a token's form."""
     token = _token()
     return _TOKEN.sub('***', text.replace(token, '***') if token else text)
 
 
 def has_token(data: bytes) -> bool:
-    """Whether the user's own token is somewhere in ``data``."""
+    """Whether ``data`` contains the user's own token."""
     token = _token()
     return bool(token) and token.encode() in data
 
@@ -49,37 +50,103 @@ def _token() -> str:
     from huggingface_hub import get_token
 
     token = get_token() or ''
-    return token if len(token) >= 8 else ''  # a shorter one is none, and is a part of many words
+    return token if len(token) >= 8 else ''  # a shorter text is not a token, and occurs in many words
 
 
 def patient(call: Callable[[], _T]) -> _T:
-    """Call again, after the pause that the server asks for, what failed for a reason that may pass.
+    """Call again what failed for a reason that may pass, after the pause that the server asks for.
 
-    huggingface_hub itself repeats HEAD requests, uploads to storage, and goes on where a download was cut; it doesn't
-    repeat the calls of its API, nor a download that a reset connection or a 5xx ended. Only for calls whose repetition
-    does no harm.
+    huggingface_hub itself repeats HEAD requests and uploads to storage, and resumes a download that was cut. It repeats
+    neither the calls of its API, nor a download that a reset connection or a 5xx ended. Only for calls that may be
+    repeated without harm.
     """
     from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
     for attempt in range(1, _TRIES):
         try:
-            return call()
+            with _short_pauses():
+                return call()
         except (HTTPError, RuntimeError) as error:
             found = _cause(error)
             if not isinstance(found, HTTPError) or (_status(found) and not _passes(_status(found))):
                 raise
-            asked = found.response.headers.get('Retry-After', '') if isinstance(found, HfHubHTTPError) else ''
-            pause = int(asked) if asked.isdecimal() else 2 ** (attempt - 1)
+            asked = _pause(found.response.headers) if isinstance(found, HfHubHTTPError) else None
+            pause = 2 ** (attempt - 1) if asked is None else asked
             if pause > _LONGEST:
                 raise
         _logger.warning(f'the Hub failed; trying again in {pause} s ({attempt} of {_TRIES - 1})')
         time.sleep(pause)
-    return call()
+    with _short_pauses():
+        return call()
+
+
+@contextmanager
+def _short_pauses() -> Iterator[None]:
+    """Fail at once where a server asks huggingface_hub for a pause of more than a minute.
+
+    Its `http_backoff` sleeps for as long as a server says, without a limit of its own
+    (https://github.com/huggingface/huggingface_hub/pull/4460).
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def check(response: Any) -> None:
+        pause = _pause(response.headers)
+        if response.status_code >= 400 and pause is not None and pause > _LONGEST:
+            raise HfHubHTTPError(f'{response.status_code}: the Hub asks for a pause of {pause} s', response=response)
+
+    client = get_session()
+    client.event_hooks = _with_hooks(client, [*client.event_hooks['response'], check])
+    try:
+        yield
+    finally:
+        client.event_hooks = _with_hooks(client, [hook for hook in client.event_hooks['response'] if hook is not check])
+
+
+def _with_hooks(client: Any, hooks: list[Any]) -> dict[str, list[Any]]:
+    return {**client.event_hooks, 'response': hooks}
+
+
+def _pause(headers: Mapping[str, str]) -> int | None:
+    """The seconds of pause that a response asks for."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    asked = headers.get('Retry-After', '')
+    return int(asked[:18]) if asked.isascii() and asked.isdecimal() else None
+
+
+def limited(limit: int, what: str, error: type[Exception] = UserError) -> type:
+    """A progress bar for huggingface_hub that raises ``error`` when the file ``what`` has more than ``limit`` bytes.
+
+    It sees the size that the server announces before the first byte, and then every piece before it is written: the
+    library has no other way to bound a download.
+    """
+    from huggingface_hub.utils import tqdm
+
+    class Limited(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.received = kwargs.get('initial') or 0
+            self.check(kwargs.get('total') or 0)
+            super().__init__(*args, **kwargs)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.received += n or 0
+            self.check(self.received)
+            return super().update(n)
+
+        def check(self, size: float) -> None:
+            if size > limit:
+                raise error(f'hf://{what} has more than {limit:,} bytes; its download was stopped')
+
+    return Limited
 
 
 @contextmanager
 def hf_errors(repo: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises for ``repo`` into one `UserError` that says what to do."""
+    """Turn any error of huggingface_hub about ``repo`` into one `UserError` that says what to do."""
     from huggingface_hub.errors import HTTPError
 
     try:
@@ -127,8 +194,8 @@ def _reason(error: Exception) -> str:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     more = getattr(error, 'server_message', None)
     if more and more not in first:
-        first += f' ({" ".join(more.split())})'
-    return redact(first)[:300]
+        first += f' ({more})'
+    return clean(redact(first))[:300]
 
 
 def _cause(error: Exception) -> Exception:

@@ -1,94 +1,79 @@
-"""What a published folder holds, made from a run, a model or published weights: weights, config, manifest and card."""
+"""The files of a folder to publish, made from a run, a model or published weights: weights, config, manifest, card."""
 
 import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ..block_scalars import DEAD, dead_blocks
 from ..errors import CheckFailed, UserError, nearest
-from ..files import tensor_bytes
+from ..files import not_finite, readable, tensor_bytes
+from ..train.run_folder import Result, check_types, load_run
 from . import card
+from .folder import Entry, Folder, open_folder, parse_config, parse_manifest
 from .huggingface import has_token
-from .places import MANIFEST, DirPlace, parse, readable
-from .schema import FORMAT, read_json
-from .weights import CARD, CONFIG, WEIGHTS, Folder, Found, locate, open_folder, parse_config
+from .names import CARD, CONFIG, CURVES, MANIFEST, WEIGHTS, parse
+from .places import DirPlace
+from .schema import FORMAT, short
+from .weights import locate, parse_weights, read_config
 
-CURVES = 'curves.png'
 DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a training: the keys of a run's result.json, which ``publish`` also takes as keywords."""
-
-    dataset: str = ''
-    classes: list[str] | None = None
-    num_classes: int | None = None
-    input_size: tuple[int, int, int] | None = None  # channels, height, width
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    interpolation: str | None = None
-    crop_pct: float | None = None
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)  # top1, top5 in percent, loss, n images
-    train_n: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    seed: int | None = None
-    recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    seconds: float | None = None
-    seconds_per_epoch: float | None = None
-    hardware: str | None = None
-    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    blocks: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of each block its scalar and its share
-
-
-_FACTS = [field.name for field in dataclasses.fields(Facts)]
+# What publish takes as keywords: the keys of a run's result.json, but for those that the weights themselves say.
+FACTS = {f.name for f in dataclasses.fields(Result)} - {'model', 'sha256', 'bytes', 'best', 'processes'}
 
 
 @dataclass(frozen=True)
-class _Origin:
-    """Where the contents of a folder come from; ``data`` are the weights as they are stored there."""
-
-    model: nn.Module
-    architecture: str
-    known: Facts
-    data: bytes | None = None
-    curves: bytes | None = None
-    tag: str = ''
-    license: str = 'apache-2.0'
-
-
-@dataclass(frozen=True)
-class Contents:
-    """A folder that is ready to be written: its ``name.tag`` and its files."""
+class Package:
+    """A folder that is ready to be written: its NAME.TAG and its files."""
 
     name_tag: str
     manifest: dict[str, Any]
     files: dict[str, bytes]
 
     def same_as(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether ``manifest`` is of these very files, published on whatever day."""
+        """Whether ``manifest`` describes these very files, published on whatever day."""
         return {**manifest, 'published': None} == {**self.manifest, 'published': None}
 
     def refuse_others(self, target: str, manifest: Mapping[str, Any]) -> None:
-        """Raises UserError: ``manifest``, that of ``target``, is of other weights."""
+        """Raises UserError: ``manifest``, that of ``target``, says anything else than this package does."""
         if manifest.get('sha256') != self.manifest['sha256']:
             raise UserError(f'{target} has other weights; replace them (--replace), or choose another tag')
+        # The card repeats the manifest and may have another wording; the curves are a picture.
+        ours, theirs = ({**m, CONFIG: m.get('files', {}).get(CONFIG)} for m in (self.manifest, manifest))
+        keys = sorted((ours.keys() | theirs.keys()) - {'published', 'files'})
+        other = [key for key in keys if ours.get(key) != theirs.get(key)]
+        if other:
+            said = [
+                f'{key} ({short(theirs.get(key))} there, {short(ours.get(key))} here)' for key in other if key != CONFIG
+            ]
+            more = f' and {len(said) - 3} more' if len(said) > 3 else ''
+            what = ', '.join(said[:3]) or f'classes or preprocessing ({CONFIG})'
+            raise UserError(f'{target} has these weights with other facts: {what}{more}; --replace writes the new ones')
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a package is made from. ``data`` are the weights as they are stored there."""
+
+    model: nn.Module
+    architecture: str
+    facts: Mapping[str, Any]  # keys of FACTS
+    data: bytes | None = None
+    curves: bytes | None = None
+    tag: str = ''
+    license: str = 'apache-2.0'
 
 
 def gather(
@@ -99,18 +84,20 @@ def gather(
     license: str | None,
     facts: dict[str, Any],
     allow_dead: bool = False,
-) -> Contents:
-    """The contents of the folder to publish; see ``hub.publish`` for the arguments.
+) -> Package:
+    """The package to publish; see ``hub.publish`` for the arguments.
 
     Raises:
-        UserError: a run that isn't finished, or something that no hub would take.
-        CheckFailed: the run's weights are not those that it was measured with.
+        UserError: a run that has not finished, or something that no hub would take.
+        CheckFailed: the weights have changed since they were trained or published, or hold NaN or infinity.
     """
     for key in facts:
-        if key not in _FACTS:
-            raise UserError(f'{key!r} is no fact of a training{nearest(key, _FACTS)}')
+        if key not in FACTS:
+            raise UserError(f'{key!r} is not a fact of a training{nearest(key, FACTS)}')
+    facts = {key: value for key, value in facts.items() if value is not None}
+    check_types(facts, 'publish')
     if dtype not in (None, *DTYPES):
-        raise UserError(f'{dtype!r} is no dtype of weights; expected one of {", ".join(DTYPES)}')
+        raise UserError(f'{dtype!r} is not a dtype of weights; use one of {", ".join(DTYPES)}')
     if isinstance(source, nn.Module):
         origin = _of_model(source, facts)
     elif _is_name(source):
@@ -120,49 +107,56 @@ def gather(
         origin = _of_folder(folder, facts)
     else:
         origin = _of_run(Path(source), facts)
-    model, known, data = origin.model, origin.known, origin.data
-    dead = [] if allow_dead else dead_blocks(known.blocks)
-    if dead:
-        raise UserError(
-            f"the branch of {', '.join(dead)} adds less than {DEAD:g} of its block's output; "
-            'train again with a lower learning rate for the scalars, or publish it all the same (--allow-dead)'
-        )
+    model, known, data = origin.model, origin.facts, origin.data
     license = license or origin.license
     name, given = parse(name or origin.architecture)
     if name != origin.architecture:
         raise UserError(f'the weights are those of {origin.architecture}, not of {name}')
     if tag and given and tag != given:
         raise UserError(f'two tags, {given} and {tag}; give one')
-    tag = tag or given or origin.tag or re.sub(r'[^A-Za-z0-9_.-]+', '_', known.dataset)
+    tag = tag or given or origin.tag or re.sub(r'[^A-Za-z0-9_.-]+', '_', known.get('dataset', ''))
     if not tag:
         raise UserError('without a data set, the weights need a tag: name them NAME.TAG')
-    found = Found(DirPlace(Path()), name, parse(f'{name}.{tag}')[1] or '')
+    entry = Entry(DirPlace(Path()), name, parse(f'{name}.{tag}')[1] or '')
 
     state = model.state_dict()
     if data is None or dtype is not None:
         cast = DTYPES[dtype] if dtype else None
         state = {key: t.to(cast) if cast and t.is_floating_point() else t for key, t in state.items()}
         data = tensor_bytes(state)
-    bad = next((key for key, t in state.items() if not t.isfinite().all()), None)
+    bad = not_finite(state)
     if bad:
-        raise UserError(f'{bad} of the weights is not finite; nothing to publish')
-    config = _config(model, known, found, license)
-    _, model_args = parse_config(config, found)  # what no reader would take is not published either
-    manifest = _manifest(model, known, found, license, data, state, model_args)
+        stored = f' as {dtype}' if dtype else ''
+        raise UserError(f'{bad} of the weights holds NaN or infinity{stored}; there is nothing to publish')
+    config = _config(model, known, entry, license)
+    _, model_args = parse_config(config, entry)  # what no reader would take is not published either
+    manifest = _manifest(model, known, entry, license, data, state, model_args)
     files = {WEIGHTS: data, CONFIG: config}
     if origin.curves is not None:
         files[CURVES] = origin.curves
+    hashes = {key: hashlib.sha256(files[key]).hexdigest() for key in (WEIGHTS, CONFIG)}
+    parse_manifest(json_bytes(manifest | {'files': hashes}), entry)
+    dead = [] if allow_dead else dead_blocks(known.get('blocks', {}))
+    if dead:
+        raise UserError(
+            f"the branch of {', '.join(dead)} adds less than {DEAD:g} of its block's output; "
+            'train again with a lower learning rate for the scalars, or publish it all the same (--allow-dead)'
+        )
     files[CARD] = card.render(manifest, CURVES in files).encode()
     manifest['files'] = {key: hashlib.sha256(content).hexdigest() for key, content in sorted(files.items())}
     files[MANIFEST] = json_bytes(manifest)
     spoiled = next((key for key, content in files.items() if has_token(content)), None)
     if spoiled:
         raise UserError(f'{spoiled} would show your token of the Hugging Face Hub; take it out of the run or the facts')
-    return Contents(found.name_tag, manifest, files)
+    return Package(entry.name_tag, json.loads(files[MANIFEST]), files)
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n').encode()
+    """Raises UserError: something in ``content`` is no JSON."""
+    try:
+        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n').encode()
+    except (TypeError, ValueError) as error:
+        raise UserError(f'{MANIFEST} cannot hold this: {error}') from None
 
 
 def _is_name(source: str | Path) -> bool:
@@ -172,88 +166,83 @@ def _is_name(source: str | Path) -> bool:
     return timm.is_model(source.partition('.')[0])
 
 
-def _copy(folder: Folder) -> Contents:
+def _copy(folder: Folder) -> Package:
     files = {filename: folder.read(filename) for filename in folder.manifest['files']}
-    parse_config(files[CONFIG], folder)
-    manifest = read_json(folder.manifest_bytes, f'{folder}/{MANIFEST}')
-    return Contents(folder.name_tag, manifest, {**files, MANIFEST: folder.manifest_bytes})
+    read_config(folder, files[CONFIG])
+    parse_weights(files[WEIGHTS], folder)
+    return Package(folder.name_tag, json.loads(folder.manifest_bytes), {**files, MANIFEST: folder.manifest_bytes})
 
 
-def _of_model(model: Any, facts: dict[str, Any]) -> _Origin:
+def _of_model(model: Any, facts: dict[str, Any]) -> _Source:
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     if not cfg.get('architecture'):
-        raise UserError('the model was not made by timm.create_model, so that no config can be written for it')
-    return _Origin(model, cfg['architecture'], Facts(**facts))
+        raise UserError('no config can be written for a model that timm.create_model has not made')
+    return _Source(model, cfg['architecture'], facts)
 
 
-def _of_folder(folder: Folder, facts: dict[str, Any]) -> _Origin:
-    cfg, model_args = parse_config(folder.read(CONFIG), folder)
+def _of_folder(folder: Folder, facts: dict[str, Any]) -> _Source:
     data, manifest = folder.read(WEIGHTS), folder.manifest
+    cfg, model = build(folder, parse_weights(data, folder))
     curves = folder.read(CURVES) if CURVES in manifest['files'] else None
-    known = manifest | {key: value for key, value in cfg.items() if value is not None}
-    known['classes'] = cfg.get('label_names')
-    with _built(str(folder), 'publish it again'):
-        model = timm.create_model(folder.name, pretrained_cfg=cfg, **model_args)
-        model.load_state_dict(safetensors.torch.load(data))
-        return _Origin(model, folder.name, _known(known, facts), data, curves, folder.tag, manifest['license'])
+    known = {**manifest, **cfg, 'classes': cfg.get('label_names')}
+    known = {key: known[key] for key in FACTS if known.get(key) is not None} | facts
+    return _Source(model, folder.name, known, data, curves, folder.tag, manifest['license'])
 
 
-def _of_run(run: Path, facts: dict[str, Any]) -> _Origin:
-    model, data, result = read_run(run)
-    curves = _bytes_of(run / CURVES) if (run / CURVES).is_file() else None
-    with _built(str(run), 'train it again'):
-        return _Origin(model, result['model'].partition('.')[0], _known(result, facts), data, curves)
+def build(folder: Folder, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, Any], nn.Module]:
+    """timm's cfg of a folder, and its model with its weights.
 
-
-def read_run(run: Path) -> tuple[nn.Module, bytes, dict[str, Any]]:
-    """A finished run's model with its weights, these as bytes, and what its result.json says."""
-    if not (run / 'result.json').is_file():
-        raise UserError(f'{run} is no finished run (it has no result.json); train it to its end first')
-    result = read_json(_bytes_of(run / 'result.json'), run / 'result.json')
-    data = _bytes_of(run / WEIGHTS)
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != result.get('sha256'):
-        raise CheckFailed(
-            f'{run / WEIGHTS} is not what was trained (sha256 {sha256} instead of {result.get("sha256")}); train again'
-        )
-    with _built(str(run), 'train it again'):
-        name, recipe = result['model'].partition('.')[0], result.get('recipe') or {}
-        args = {**(recipe.get('model_kwargs') or {}), 'in_chans': result['input_size'][0]}
-        model = timm.create_model(name, num_classes=result['num_classes'], **args)
-        model.load_state_dict(safetensors.torch.load(data))
-    return model, data, result
-
-
-def _known(found: dict[str, Any], facts: dict[str, Any]) -> Facts:
-    return Facts(**{key: found[key] for key in _FACTS if key in found} | facts)
-
-
-@contextmanager
-def _built(where: str, remedy: str) -> Iterator[None]:
+    Raises:
+        UserError: the config does not describe a model.
+        CheckFailed: the weights are not those of the model, or too large for its dtype.
+    """
+    cfg, model_args = read_config(folder)
+    errors = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
     try:
-        yield
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-        reason = f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
-        raise UserError(f'{where} does not describe its model ({reason[:200]}); {remedy}') from None
+        model = timm.create_model(folder.name, pretrained_cfg=cfg, **model_args)
+    except errors as error:
+        raise UserError(f'{folder} does not describe its model: {_reason(error)}; publish it again') from None
+    try:
+        model.load_state_dict(state)
+    except errors as error:
+        raise CheckFailed(f'{folder}: these are not weights of {folder.name}: {_reason(error)}') from None
+    bad = not_finite(model.state_dict())
+    if bad:
+        raise CheckFailed(f'{folder}: {bad} holds NaN or infinity after loading; publish it again')
+    return cfg, model
 
 
-def _config(model: nn.Module, known: Facts, found: Found, license: str) -> bytes:
+def _reason(error: Exception) -> str:
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+
+
+def _of_run(folder: Path, facts: dict[str, Any]) -> _Source:
+    model, data, result = load_run(folder)
+    path = folder / CURVES
+    with readable(path):
+        curves = path.read_bytes() if path.is_file() else None
+    known = {key: value for key, value in vars(result).items() if key in FACTS and value is not None}
+    return _Source(model, result.architecture, known | facts, data, curves)
+
+
+def _config(model: nn.Module, known: Mapping[str, Any], entry: Entry, license: str) -> bytes:
     """timm's own config.json, so that ``local-dir:`` and ``hf-hub:`` work on the folder."""
     from timm.models._hub import save_config_for_hf
 
-    if known.num_classes not in (None, model.num_classes):
-        raise UserError(f'the model has {model.num_classes} classes, the training {known.num_classes}')
-    if known.classes is not None and len(known.classes) != model.num_classes:
-        raise UserError(f'the model has {model.num_classes} classes, but {len(known.classes)} class names are given')
+    num_classes, classes = known.get('num_classes', model.num_classes), known.get('classes')
+    if num_classes != model.num_classes:
+        raise UserError(f'the model has {model.num_classes} classes, the training {num_classes}')
+    if classes is not None and len(classes) != model.num_classes:
+        raise UserError(f'the model has {model.num_classes} classes, but {len(classes)} class names are given')
     preprocessing = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
-    data_config = {key: getattr(known, key) for key in preprocessing if getattr(known, key) is not None}
-    cfg: dict[str, Any] = {'tag': found.tag, 'license': license}
-    if known.dataset:  # a fine-tuned model still has the class names of the weights that it started from
+    data_config = {key: known[key] for key in preprocessing if key in known}
+    cfg: dict[str, Any] = {'tag': entry.tag, 'license': license}
+    if known.get('dataset'):  # a fine-tuned model still has the class names of the weights that it started from
         source: Any = model.pretrained_cfg
         cfg.update({key: None for key in ('label_names', 'label_descriptions') if source.get(key)})
     with readable(Path(gettempdir())), TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
-        model_config = {'pretrained_cfg': cfg, 'label_names': list(known.classes) if known.classes else None}
+        model_config = {'pretrained_cfg': cfg, 'label_names': list(classes) if classes else None}
         try:
             save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
         except (TypeError, ValueError) as error:
@@ -263,51 +252,61 @@ def _config(model: nn.Module, known: Facts, found: Found, license: str) -> bytes
 
 def _manifest(
     model: nn.Module,
-    known: Facts,
-    found: Found,
+    known: Mapping[str, Any],
+    entry: Entry,
     license: str,
     data: bytes,
     state: dict[str, torch.Tensor],
     model_args: dict[str, Any],
 ) -> dict[str, Any]:
     dtypes = {str(t.dtype).removeprefix('torch.') for t in state.values() if t.is_floating_point()}
-    recipe = dict(known.recipe)
-    if recipe.get('initial_checkpoint'):  # where it lay is nobody's business
-        recipe['initial_checkpoint'] = Path(recipe['initial_checkpoint']).name
+    recipe, metrics = dict(known.get('recipe', {})), dict(known.get('metrics', {}))
+    if recipe.get('initial_checkpoint'):  # the file's folder is private
+        recipe['initial_checkpoint'] = Path(str(recipe['initial_checkpoint'])).name
     manifest = {
         'format': FORMAT,
-        'architecture': found.name,
-        'tag': found.tag,
+        'architecture': entry.name,
+        'tag': entry.tag,
         'sha256': hashlib.sha256(data).hexdigest(),
         'bytes': len(data),
         'dtype': ', '.join(sorted(dtypes)),
         'parameters': sum(p.numel() for p in model.parameters()),
         'license': license,
         'published': datetime.now(timezone.utc).date().isoformat(),
-        'dataset': known.dataset,
+        'dataset': known.get('dataset', ''),
         'num_classes': model.num_classes,
         'model_args': model_args,
-        'metrics': dict(known.metrics),
-        'tolerance': _tolerance(known.metrics, dtypes),
+        'metrics': metrics,
+        'tolerance': tolerance(metrics, dtypes),
         'recipe': recipe,
     }
-    for key in ('train_n', 'epochs', 'steps', 'seed', 'seconds', 'seconds_per_epoch', 'hardware', 'versions', 'blocks'):
-        if getattr(known, key) not in (None, {}):
-            manifest[key] = getattr(known, key)
+    for key in (
+        'train_n',
+        'epochs',
+        'steps',
+        'seed',
+        'seconds',
+        'seconds_per_epoch',
+        'hardware',
+        'versions',
+        'blocks',
+        'changes',
+    ):
+        if known.get(key) not in (None, {}, []):
+            manifest[key] = known[key]
     return manifest
 
 
-def _tolerance(metrics: Mapping[str, float], dtypes: set[str]) -> dict[str, float]:
-    """By how much another machine's top-1 (points) may differ: one image in 2000, at least two; twice that in 16 bits.
+def tolerance(metrics: Mapping[str, float], dtypes: set[str]) -> dict[str, float]:
+    """The points of top-1 by which another machine may differ: one image in 2000, at least two; twice that in 16 bits.
 
-    Sums are rounded in another order there, which turns the few images whose two best logits are that close.
+    Another machine rounds sums in another order. That changes the prediction of the few images whose two largest logits
+    are that close.
     """
-    if 'top1' not in metrics or not metrics.get('n'):
+    if (
+        not all(isinstance(metrics.get(key), int | float) and metrics[key] >= 0 for key in ('top1', 'n'))
+        or not metrics['n']
+    ):
         return {}
     points = max(0.05, 200 / metrics['n']) * (1 if dtypes <= {'float32', 'float64'} else 2)
     return {'top1': round(points, 4)}
-
-
-def _bytes_of(path: Path) -> bytes:
-    with readable(path):
-        return path.read_bytes()

@@ -1,14 +1,12 @@
-"""What the JSON files of a hub may say: closed lists of keys, and a check of each value.
+"""The keys that the JSON files of a hub may have, and the values that each key may have.
 
-Nothing of a hub's config.json reaches timm but what is listed here; above all nothing that names a file to open.
+Only these keys of a hub's config.json reach timm. None of them names a file to open.
 """
 
-import json
 import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from timm.models.nfnet import NfCfg
@@ -16,7 +14,8 @@ from timm.models.nfnet import NfCfg
 from ..errors import UserError, nearest
 
 FORMAT = 1  # of manifest.json
-FILE_LIMIT = 16 << 30  # bytes
+FILE_LIMIT = 16 << 30  # bytes of weights
+SMALL_LIMIT = 4 << 20  # bytes of any other file; a config with the 21,843 class names of ImageNet-21k has 1 MB
 
 _TAG = re.compile(r'(?!.*\.\.)[A-Za-z0-9_-][A-Za-z0-9_.-]*')  # of names of files too
 _SHA256 = re.compile(r'[0-9a-f]{64}')
@@ -129,38 +128,26 @@ MANIFEST_KEYS: dict[str, Check] = {
     'files': _dict(_text(96, _TAG), _text(64, _SHA256), 100),
 }
 
-# What older manifests, or those of weights without a training, don't have.
+METRICS: dict[str, Check] = {
+    **dict.fromkeys(('top1', 'top5'), _number(0, 100)),  # percent
+    'loss': _number(0, 1e12),
+    'n': _whole(1, 10**12),  # images
+}
+
+# Older manifests, and those of weights without a training, don't have these keys.
 MANIFEST_OPTIONS: dict[str, Check] = {
     'tolerance': _dict(_name, _number(0, 100), 100),
     'parameters': _whole(0, FILE_LIMIT),
     'dtype': _text(64),
     'published': _text(32),
-    **dict.fromkeys(('recipe', 'model_args', 'versions', 'blocks'), lambda v: isinstance(v, dict)),
+    'changes': _list(lambda v: isinstance(v, dict), 0, 1000),
+    'blocks': _dict(_text(200), _dict(_name, _either(_null, _number(-1e30, 1e30)), 16), 10_000),
+    **dict.fromkeys(('recipe', 'model_args', 'versions'), lambda v: isinstance(v, dict)),
 }
 
 
-def read_json(data: bytes, where: str | Path) -> dict[str, Any]:
-    """A JSON object, strictly. Raises UserError: anything else."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f'{constant} is no JSON')
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) < len(pairs):
-            raise ValueError('a key that is there twice')
-        return result
-
-    try:
-        value = json.loads(data.decode(), parse_constant=refuse, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{where} is no valid JSON: {str(error).splitlines()[0][:200]}') from None
-    if not isinstance(value, dict):
-        raise UserError(f'{where} is no JSON object')
-    return value
-
-
 def validate(values: dict[str, Any], schema: dict[str, Check], where: str) -> None:
+    """Raises UserError: a key that ``schema`` doesn't have, or a value that it doesn't allow."""
     for key, value in values.items():
         if key not in schema:
             raise UserError(f'{where}: the key {short(key)} is not allowed{nearest(key[:100], schema)}')
@@ -169,4 +156,5 @@ def validate(values: dict[str, Any], schema: dict[str, Check], where: str) -> No
 
 
 def short(value: Any) -> str:
+    """``repr``, cut to a length that fits into a message."""
     return reprlib.repr(value)

@@ -99,22 +99,11 @@ def load(name: str) -> tuple[nn.Module, str | None, dict[str, Any]]:
 
     Raises `UserError`.
     """
-    if name and Path(name).is_dir():
-        from ..train.run_folder import load_run
+    from .loading import resolve
 
-        model, _, result = load_run(Path(name))
-        cfg: Any = model.pretrained_cfg
-        recipe = dict(result.recipe)
-        size = recipe.get('val_img_size')
-        cfg.update({key: getattr(result, key) for key in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')})
-        cfg['label_names'] = list(result.classes)
-        if size:
-            cfg['input_size'] = [cfg['input_size'][0], size, size]
-        return model.eval(), result.dataset, recipe
-    from .loading import load_model
-
-    model = load_model(name)
-    return model, getattr(model, 'pretrained_cfg', {}).get('tag') or None, {}
+    source = resolve(name)
+    recipe = source.facts.get('recipe') or {}
+    return source.load(), source.dataset, dict(recipe) if source.kind == 'run' else {}
 
 
 def folded(model: nn.Module) -> Forward:

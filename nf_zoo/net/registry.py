@@ -5,19 +5,23 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, load_pretrained, register_model
+from timm.models import _registry, build_model_with_cfg, load_pretrained, register_model
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from torch import nn
 
 from ..errors import CheckFailed, UserError
+from ..files import not_finite
 from ..hub import weights
+from ..hub.folder import Folder, open_folder
+from ..hub.index import ORGANIZATION, cfg_of, index
 from .batch_norm_weights import batch_norm_cfgs
 from .network import ResNet
 
@@ -46,8 +50,7 @@ CIFAR: dict[str, Any] = dict(
     num_classes=10,
 )
 
-_nets: dict[str, type[ResNet]] = {}
-_converted_tags: dict[str, str] = {}  # name -> timm's first tag, of weights with batch normalization
+_builders: dict[str, '_Builder'] = {}
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,29 @@ class Owned:
 
 def list_models(filter: str | list[str] = '') -> list[str]:
     """Names that nf_zoo registers, of those that match timm's wildcard ``filter``; sorted naturally, as timm's."""
-    return [name for name in timm.list_models(filter) if name in _nets]
+    return [name for name in timm.list_models(filter) if name in _builders]
+
+
+def timms_tag(name: str) -> str | None:
+    """timm's tag that the bare NAME stands for, if it stands for weights of timm's."""
+    default = timm.get_pretrained_cfg(name)
+    return _builders[name].converted_tag or (default.tag if default.has_weights else None)
+
+
+def create_from(entry: weights.Entry, pretrained: bool = True, **kwargs: Any) -> nn.Module:
+    """``timm.create_model`` for one published NAME.TAG, wherever it is; NAME is one that nf_zoo registers.
+
+    Args:
+        entry: The weights.
+        pretrained: If false, the network of these weights as it is initialised.
+        **kwargs: As for ``timm.create_model``.
+
+    Raises:
+        UserError: the files are malformed, or don't fit the network.
+        CheckFailed: a file is not the published one, or a value is NaN or infinite.
+    """
+    builder, kwargs = _builders[entry.name], {key: value for key, value in kwargs.items() if value is not None}
+    return builder.load(entry, {}, kwargs) if pretrained else builder.without_weights(entry, {}, kwargs)
 
 
 def register(
@@ -89,159 +114,207 @@ def register(
     for name, args in variants.items():
         theirs = (owned or {}).get(name)
         cfgs = theirs.cfgs if theirs else DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(**cfg)})
-        source = (batch_normalized or {}).get(name)
+        source, converted_tag = (batch_normalized or {}).get(name), None
         if source:
             converted = batch_norm_cfgs(source, first_conv=cfg['first_conv'], classifier=cfg['classifier'])
             cfgs = DefaultCfg(deque(['', *converted]), {**cfgs.cfgs, **converted}, is_pretrained=True)
-            _converted_tags[name] = next(iter(converted))
-        timm_tags = frozenset(cfgs.cfgs)
+            converted_tag = next(iter(converted))
         default_cfgs[name] = _with_index(name, cfgs)
-        entry = _entry_point(name, partial(net, **args), net, theirs, timm_tags)
+        make, filter_fn = partial(net, **args), getattr(net, 'checkpoint_filter', None)
+        _builders[name] = _Builder(name, make, filter_fn, theirs, frozenset(cfgs.cfgs), converted_tag)
+        entry = _entry_point(net, _builders[name])
         setattr(module, name, entry)
         with warnings.catch_warnings():
             # Taking over a name of timm's is what is meant here.
             warnings.filterwarnings('ignore', message=f'Overwriting {name} in registry')
             register_model(entry)
-        _nets[name] = net
+        if weights.package_tag(name) or converted_tag:
+            # The bare name loads weights, but timm asks the default cfg, which has none. Its lists keep to tags.
+            _registry._model_has_pretrained.add(name)
+            _registry._model_with_tags[name].remove(name)
 
 
 def _with_index(name: str, cfgs: DefaultCfg) -> DefaultCfg:
-    """``cfgs`` and a tag for each of the weights that the package's index pins; the default stays the default."""
+    """``cfgs`` with a tag for each set of weights that the package's index pins. The default cfg stays the default."""
     tags, by_tag, pretrained = deque(cfgs.tags), dict(cfgs.cfgs), cfgs.is_pretrained
-    for name_tag, facts in weights.index().items():
-        arch, _, tag = name_tag.partition('.')
-        if arch == name:
-            place = f'{weights.ORGANIZATION}/{name_tag}'
+    for name_tag, entry in index().items():
+        architecture, _, tag = name_tag.partition('.')
+        if architecture == name:
             tags.append(tag)
-            by_tag[tag] = replace(cfgs.default, url=None, hf_hub_id=place, **weights.cfg_of(facts))
+            by_tag[tag] = replace(cfgs.default, url=None, hf_hub_id=f'{ORGANIZATION}/{name_tag}', **cfg_of(entry))
             pretrained = True
     return DefaultCfg(tags=tags, cfgs=by_tag, is_pretrained=pretrained)
 
 
-def _entry_point(
-    name: str,
-    make: partial[ResNet],
-    net: type[ResNet],
-    owned: Owned | None,
-    timm_tags: frozenset[str],
-) -> Callable[..., nn.Module]:
+def _entry_point(net: type[ResNet], builder: '_Builder') -> Callable[..., nn.Module]:
     def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        if owned and owned.takes(kwargs):
-            return owned.entry(pretrained=pretrained, **kwargs)
-        return _build(name, make, getattr(net, 'checkpoint_filter', None), timm_tags, pretrained, **kwargs)
+        return builder(pretrained, **kwargs)
 
-    entry.__name__ = entry.__qualname__ = name
+    entry.__name__ = entry.__qualname__ = builder.name
     entry.__module__ = net.__module__
     entry.__doc__ = (
-        f'{net.__name__} ``{name}``. Keyword arguments: :class:`nf_zoo.net.network.ResNet` and the page of the method.'
+        f'{net.__name__} ``{builder.name}``. '
+        'Keyword arguments: :class:`nf_zoo.net.network.ResNet` and the page of the method.'
     )
     return entry
 
 
-def _build(
-    name: str,
-    make: partial[ResNet],
-    filter_fn: Callable[..., Any] | None,
-    timm_tags: frozenset[str],
-    pretrained: bool,
-    pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
-    pretrained_cfg_overlay: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> nn.Module:
-    feature_cfg: dict[str, Any] = dict(flatten_sequential=True)
-    if name.endswith('_cifar'):
-        feature_cfg['out_indices'] = tuple(range(len(make.keywords['depths'])))
-    overlay = pretrained_cfg_overlay or {}
-    if pretrained and pretrained_cfg is None and not any(overlay.get(key) for key in _SOURCES):
-        pretrained_cfg = _converted_tag(name)
-    with ExitStack() as stack:
-        # A cfg that is no tag comes from hf-hub: or local-dir:, an overlay's source is the user's own: timm loads both.
-        if pretrained and isinstance(pretrained_cfg, str | None) and not any(overlay.get(key) for key in _SOURCES):
-            found: weights.Opened | None = None
-            if pretrained_cfg is None and timm_tags == {''}:
-                found = stack.enter_context(weights.opened(name))
-                facts = found.pretrained_cfg
-                _logger.warning(
-                    f'{name}: loading the weights {found.folder.tag} ({facts["num_classes"]} classes, '
-                    f'{"x".join(map(str, facts["input_size"]))} images); {name}.TAG chooses others'
-                )
-            elif pretrained_cfg is not None and pretrained_cfg not in timm_tags:
-                found = stack.enter_context(weights.opened(name, pretrained_cfg))
-            if found is not None:
-                cfg = PretrainedCfg(
-                    **{**found.pretrained_cfg, **overlay, 'architecture': name, 'tag': found.folder.tag}
-                )
-                pretrained, pretrained_cfg, overlay = False, cfg, {}
-                if all(value is None or key in ('device', 'dtype') for key, value in kwargs.items()):
-                    stack.enter_context(_fitting(found.folder))
-                kwargs = {**found.model_args, **kwargs}
-                make = partial(_make_and_load, make, found, cfg, filter_fn, bool(kwargs.get('features_only')))
+@dataclass(frozen=True)
+class _Builder:
+    """What an entry point does: finds the weights, builds the network and loads it."""
+
+    name: str
+    make: partial[ResNet]
+    filter_fn: Callable[..., Any] | None
+    owned: Owned | None
+    timm_tags: frozenset[str]
+    converted_tag: str | None  # timm's first tag, of weights with batch normalization
+
+    def __call__(
+        self,
+        pretrained: bool,
+        pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> nn.Module:
+        overlay = pretrained_cfg_overlay or {}
+        # A cfg that is not a tag comes from hf-hub: or local-dir:, an overlay's source is the user's own: timm loads
+        # both. It loads its own tags too.
+        own_source = any(overlay.get(key) for key in _SOURCES)
+        if pretrained and pretrained_cfg is None and not own_source and self.converted_tag:
+            pretrained_cfg = self.converted_tag
+            self.say_converted()
+        if isinstance(pretrained_cfg, str | None) and not own_source and pretrained_cfg not in self.timm_tags:
+            if pretrained and (pretrained_cfg is not None or self.timm_tags == {''}):
+                model = self.load(weights.locate(self.name, pretrained_cfg), overlay, kwargs)
+                if pretrained_cfg is None:
+                    self.say_which(model)
+                return model
+            known_to_timm = pretrained_cfg is None or f'{self.name}.{pretrained_cfg}' in index()
+            entry = None if pretrained or known_to_timm else weights.find(self.name, pretrained_cfg)
+            if entry is not None:
+                return self.without_weights(entry, overlay, kwargs)
+        try:
+            model = self.build(self.make, pretrained, pretrained_cfg, overlay, kwargs)
+        except SafetensorError as error:
+            raise UserError(f'{self.name}: the weights are not a valid safetensors file: {error}') from None
+        bad = not_finite(model.state_dict()) if pretrained else None
+        if bad:
+            raise CheckFailed(f'{self.name}: {bad} of the weights holds NaN or infinity; load other weights')
+        return model
+
+    def cfg(self, cfg: dict[str, Any], overlay: dict[str, Any]) -> PretrainedCfg:
+        """timm's cfg of a hub's weights. The names of the first and the last layer are the registry's own."""
+        default = timm.get_pretrained_cfg(self.name)
+        layers = {'first_conv': default.first_conv, 'classifier': default.classifier}
+        return PretrainedCfg(**{**cfg, **layers, **overlay, 'architecture': self.name, 'tag': cfg['tag']})
+
+    def build(
+        self,
+        make: Callable[..., nn.Module],
+        pretrained: bool,
+        pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None,
+        overlay: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> nn.Module:
+        given: dict[str, Any] = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
+        if self.owned and self.owned.takes(kwargs):
+            return self.owned.entry(pretrained=pretrained, **given, **kwargs)
+        feature_cfg: dict[str, Any] = dict(flatten_sequential=True)
+        if self.name.endswith('_cifar'):
+            feature_cfg['out_indices'] = tuple(range(len(self.make.keywords['depths'])))
         return build_model_with_cfg(
-            make,
-            name,
-            pretrained,
-            pretrained_cfg=pretrained_cfg,
-            pretrained_cfg_overlay=overlay,
-            pretrained_filter_fn=filter_fn,
-            feature_cfg=feature_cfg,
-            **kwargs,
+            make, self.name, pretrained, **given, pretrained_filter_fn=self.filter_fn, feature_cfg=feature_cfg, **kwargs
         )
 
-
-def _converted_tag(name: str) -> str | None:
-    """timm's first tag of a name that takes timm's weights and converts them, and a line in the log that says so."""
-    tag = _converted_tags.get(name)
-    if tag is not None:
-        cfg = timm.get_pretrained_cfg(f'{name}.{tag}')
+    def say_converted(self) -> None:
+        cfg = timm.get_pretrained_cfg(f'{self.name}.{self.converted_tag}')
         _logger.warning(
-            f'{name}: loading {cfg.hf_hub_id} of timm (licence {cfg.license}) and converting its batch normalization '
-            f'to weight normalization; {name}.TAG chooses other weights'
+            f'{self.name}: loading {cfg.hf_hub_id} of timm (licence {cfg.license}) and converting its batch '
+            f'normalization to weight normalization; {self.name}.TAG chooses other weights'
         )
-    return tag
+
+    def say_which(self, model: nn.Module) -> None:
+        cfg: Any = model.pretrained_cfg
+        size = 'x'.join(map(str, cfg['input_size']))
+        _logger.warning(
+            f'{self.name}: loading the weights {cfg["tag"]} ({cfg["num_classes"]} classes, {size} images); '
+            f'{self.name}.TAG chooses others'
+        )
+
+    def without_weights(self, entry: weights.Entry, overlay: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
+        """The network of published weights, as it is initialised."""
+        folder = open_folder(entry)
+        cfg, model_args = weights.read_config(folder)
+        with nullcontext() if _shapes(kwargs) else _fitting(folder):
+            return self.build(self.make, False, self.cfg(cfg, overlay), {}, {**model_args, **kwargs})
+
+    def load(self, entry: weights.Entry, overlay: dict[str, Any], kwargs: dict[str, Any]) -> nn.Module:
+        """The network with verified weights.
+
+        Raises:
+            UserError: the files are malformed, or don't fit the network.
+            CheckFailed: a file is not the published one, or a value is NaN or infinite.
+        """
+        found = weights.load(entry.name, entry.tag, entry.place)
+        folder, cfg = found.folder, self.cfg(found.pretrained_cfg, overlay)
+        context = nullcontext() if _shapes(kwargs) else _fitting(folder)
+        kwargs = {**found.model_args, **kwargs}
+        with context:
+            if self.owned and self.owned.takes(kwargs):
+                model = self.build(self.make, True, replace(cfg, state_dict=found.state_dict), {}, kwargs)
+                model.pretrained_cfg.pop('state_dict')  # type: ignore[union-attr, operator]
+            else:
+                features_only = bool(kwargs.get('features_only'))
+                make = partial(_make_and_load, self.make, found, cfg, self.filter_fn, features_only)
+                model = self.build(make, False, cfg, {}, kwargs)
+        bad = not_finite(model.state_dict())
+        if bad:
+            raise CheckFailed(f'{folder}: {bad} holds NaN or infinity after loading; publish it again')
+        return model
+
+
+def _shapes(kwargs: dict[str, Any]) -> bool:
+    """Whether a user's arguments change the network."""
+    return any(value is not None and key not in ('device', 'dtype') for key, value in kwargs.items())
 
 
 @contextmanager
-def _fitting(folder: weights.Folder) -> Iterator[None]:
-    """Where the user has given no argument, what a model can't be built from is the fault of the weights' files."""
+def _fitting(folder: Folder) -> Iterator[None]:
+    """If the user passed no arguments of their own, a failed build means that the published config is wrong: say so."""
     try:
         yield
     except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, CheckFailed) or str(folder) in str(error):
             raise
         reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{folder} is not for {folder.name}: {reason}; publish it again') from None
+        raise UserError(f'{folder} does not fit {folder.name}: {reason}; publish it again') from None
 
 
 def _make_and_load(
-    make: Callable[..., ResNet],
-    found: weights.Opened,
+    make: Callable[..., nn.Module],
+    found: weights.Weights,
     cfg: PretrainedCfg,
     filter_fn: Callable[..., Any] | None,
     features_only: bool,
     **kwargs: Any,
-) -> ResNet:
-    """The model with its weights, in the memory of one of them: its first values go before the weights are read."""
-    model = make(**kwargs)
+) -> nn.Module:
+    """The network with its weights, before timm wraps it for features."""
+    model: Any = make(**kwargs)
+    own = model.state_dict()
+    if any(value.is_meta for value in own.values()):
+        return model
+    state = filter_fn(found.state_dict, model) if filter_fn else found.state_dict
     num_classes = 0 if features_only else model.num_classes
-    # What timm's loader may leave as it is, for other classes or channels, keeps its first values.
-    kept = [cfg.classifier] * (num_classes != cfg.num_classes) + [cfg.first_conv] * (
-        model.in_chans != cfg.input_size[0]
-    )
-    gone = {key: p for key, p in model.named_parameters() if key.rpartition('.')[0] not in kept}
-    for p in gone.values():
-        p.data = p.new_empty(1).expand(p.shape)
-    # timm's loader has no keyword for it, and would copy into what was just given back.
-    model.load_state_dict = partial(model.load_state_dict, assign=True)  # type: ignore[method-assign]
-    load_pretrained(
-        model,
-        pretrained_cfg={**cfg.to_dict(), 'state_dict': found.read(like=model.state_dict())},
-        num_classes=num_classes,
-        in_chans=model.in_chans,
-        filter_fn=filter_fn,
-    )
-    del model.load_state_dict
-    now = dict(model.named_parameters())
-    missing = next((key for key, p in gone.items() if now[key] is p), None)
+    # For other classes timm leaves out the classifier, and then it doesn't notice that another weight is missing.
+    optional = f'{cfg.classifier}.' if num_classes != cfg.num_classes else '/'
+    missing = next((key for key in own if key not in state and not key.startswith(optional)), None)
     if missing:
         raise UserError(f'the weights of {found.folder} have no {missing}; publish them again')
+    load_pretrained(
+        model,
+        pretrained_cfg={**cfg.to_dict(), 'state_dict': state},
+        num_classes=num_classes,
+        in_chans=model.in_chans,
+    )
     return model

@@ -28,7 +28,7 @@ import timm
 import yaml
 from torch import nn
 
-from ..errors import CheckFailed, UserError
+from ..errors import CheckFailed, UserError, nearest
 from ..files import not_finite, read_json, read_tensors, write_whole
 from .recipe import Recipe, load_recipe
 
@@ -72,13 +72,22 @@ class Result:
         return self.model.partition('.')[0]
 
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
+_TYPES: dict[str, type | tuple[type, ...]] = {  # as JSON has them, or a caller in Python
     **dict.fromkeys(('model', 'dataset', 'interpolation', 'sha256', 'hardware'), str),
     **dict.fromkeys(('num_classes', 'bytes', 'train_n', 'epochs', 'steps', 'seed', 'processes'), int),
     **dict.fromkeys(('crop_pct', 'seconds', 'seconds_per_epoch'), (int, float)),
-    **dict.fromkeys(('classes', 'input_size', 'mean', 'std', 'changes'), list),
-    **dict.fromkeys(('metrics', 'best', 'recipe', 'versions', 'blocks'), dict),
+    **dict.fromkeys(('classes', 'input_size', 'mean', 'std', 'changes'), (list, tuple)),
+    **dict.fromkeys(('metrics', 'best', 'recipe', 'versions', 'blocks'), Mapping),
 }
+
+
+def check_types(values: Mapping[str, Any], where: str | Path) -> None:
+    """Raises `UserError`: a key that no result has, or a value of another type than the key's."""
+    for key, value in values.items():
+        if key not in _TYPES:
+            raise UserError(f'{where}: {key!r} is not a fact of a training{nearest(key, _TYPES)}')
+        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
+            raise UserError(f'{where}: {key} cannot be of type {type(value).__name__}')
 
 
 def is_run(folder: str | Path) -> bool:
@@ -120,9 +129,7 @@ def read_result(folder: Path) -> Result:
         if required and found.get(f.name) is None:
             raise UserError(f'{path} has no {f.name}; train the run again')
     values = {f.name: found[f.name] for f in dataclasses.fields(Result) if found.get(f.name) is not None}
-    for key, value in values.items():
-        if not isinstance(value, _TYPES[key]) or isinstance(value, bool):
-            raise UserError(f'{path}: {key} has the type {type(value).__name__}; train the run again')
+    check_types(values, path)
     return Result(**values)
 
 
@@ -151,6 +158,17 @@ def load_run(folder: Path) -> tuple[nn.Module, bytes, Result]:
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
         raise UserError(f'{folder / RESULT} does not describe the model of {WEIGHTS} ({reason}); train again') from None
     return model, data, result
+
+
+def describe(model: nn.Module, result: Result) -> None:
+    """Give a run's model the cfg of its data: class names, and the preprocessing of its accuracy's images."""
+    cfg: Any = model.pretrained_cfg
+    cfg.update({key: tuple(getattr(result, key)) for key in ('input_size', 'mean', 'std')})
+    cfg.update(interpolation=result.interpolation, crop_pct=result.crop_pct, label_names=tuple(result.classes))
+    cfg.update(num_classes=result.num_classes, tag=None, hf_hub_id=None, url=None)
+    size = result.recipe.get('val_img_size')
+    if type(size) is int and 0 < size <= 16384:
+        cfg['input_size'] = (cfg['input_size'][0], size, size)
 
 
 def check(folder: Path, resume: bool) -> None:

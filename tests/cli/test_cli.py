@@ -19,7 +19,7 @@ import nf_zoo
 from nf_zoo.analysis.catalogue import SIZES
 from nf_zoo.cli import main as cli
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.hub import weights
+from nf_zoo.hub.index import index
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -181,7 +181,7 @@ def test_list_is_a_table(run: Run) -> None:
         assert re.match(r'\w.* 20\d\d\b', line[left:]), 'authors and year'
     row = next(line for line in lines if line.startswith('eunnet20_cifar '))
     assert '3 x 32 x 32' in row and 'Nguyen et al. 2023' in row
-    assert f'cifar10 {weights.index()["eunnet20_cifar.cifar10"]["top1"]:.2f} %' in row
+    assert f'cifar10 {index()["eunnet20_cifar.cifar10"]["top1"]:.2f} %' in row
     found = json.loads(run('list', '--json')[1])
     assert [entry['name'] for entry in found] == nf_zoo.list_models()
 

@@ -67,6 +67,7 @@ class Fault:
     reset: bool = False  # ... with a reset
     longer: int = 0  # bytes by which Content-Length exceeds the body; negative: the body ends there
     flip: bool = False  # the last byte of the body is another
+    unsized: bool = False  # the body comes in chunks, without its size
     times: int = 1
     reached: threading.Event | None = None  # set after ``cut`` bytes; the rest follows after ``go``
     go: threading.Event | None = None
@@ -84,6 +85,7 @@ class Hub:
     objects: dict[str, bytes] = field(default_factory=dict)  # of LFS, by sha256
     faults: list[Fault] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    sent: int = 0  # bytes of the bodies so far
     token_seen_by: set[str] = field(default_factory=set)  # host names
     lock: Any = field(default_factory=threading.Lock)
 
@@ -149,7 +151,8 @@ class Handler(BaseHTTPRequestHandler):
         if fault.flip:
             data = data[:-1] + bytes([data[-1] ^ 1])
         self.send_response(status)
-        for key, value in {'Content-Length': str(len(data) + fault.longer), **headers}.items():
+        size = {'Transfer-Encoding': 'chunked'} if fault.unsized else {'Content-Length': str(len(data) + fault.longer)}
+        for key, value in {**size, **headers}.items():
             self.send_header(key.replace('_', '-'), value)
         self.end_headers()
         if self.command == 'HEAD':
@@ -158,7 +161,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             data = data[: len(data) + min(fault.longer, 0)]
         if fault.cut is None:
-            self.wfile.write(data)
+            for start in range(0, len(data), 1 << 16):
+                piece = data[start : start + (1 << 16)]
+                self.wfile.write(b'%x\r\n%s\r\n' % (len(piece), piece) if fault.unsized else piece)
+                self.hub.sent += len(piece)
+            self.wfile.write(b'0\r\n\r\n' if fault.unsized else b'')
             return
         self.wfile.write(data[: fault.cut])
         self.wfile.flush()

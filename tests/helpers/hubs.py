@@ -14,8 +14,8 @@ import timm
 import torch
 
 import nf_zoo  # noqa: F401
-from nf_zoo.hub import package as contents
-from nf_zoo.hub import places, weights
+from nf_zoo.files import tensor_bytes
+from nf_zoo.hub import package, places, weights
 
 NAME, TAG = 'eunnet20_cifar', 'toy'
 SMALL: dict[str, Any] = dict(depths=(1, 1, 1), num_classes=3)
@@ -43,9 +43,9 @@ def make_model(seed: int = 0) -> torch.nn.Module:
 
 
 @cache
-def toy() -> contents.Contents:
+def toy() -> package.Package:
     facts = dict(dataset='toy', classes=['a', 'b', 'c'], metrics={'top1': 50.0, 'n': 4})
-    return contents.gather(make_model(), NAME, TAG, None, 'apache-2.0', facts)
+    return package.gather(make_model(), NAME, TAG, None, 'apache-2.0', facts)
 
 
 def make_hub(root: Path) -> Path:
@@ -84,7 +84,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 def make_run(folder: Path) -> Path:
     """An output folder as ``nf-zoo train`` leaves it."""
     folder.mkdir()
-    data = contents.tensor_bytes(make_model().state_dict())
+    data = tensor_bytes(make_model().state_dict())
     (folder / 'model.safetensors').write_bytes(data)
     (folder / 'curves.png').write_bytes(b'\x89PNG')
     result = FACTS | {

@@ -16,10 +16,9 @@ import timm
 import torch
 from hubs import FACTS, NAME, SMALL, contents_of, full_disk, make_model, make_run, one_line
 
+from nf_zoo import hub
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.hub import package as contents
-from nf_zoo.hub import places, weights
-from nf_zoo.hub import publishing as hub
+from nf_zoo.hub import directory, package, places, weights
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_manifest_and_card_say_what_the_run_said(run: Path) -> None:
 
 def test_a_model_is_published_as_a_run_is(run: Path, tmp_path: Path) -> None:
     model = hub.publish(make_model(), tmp_path / 'a', tag='toy', **FACTS)
-    sha = weights.load(NAME, 'toy', places.DirPlace(tmp_path / 'a')).manifest['sha256']
+    sha = weights.load(NAME, 'toy', places.DirPlace(tmp_path / 'a')).folder.manifest['sha256']
     assert Path(model).name == f'{NAME}.toy' and sha == json.loads((run / 'result.json').read_text())['sha256']
 
 
@@ -88,7 +87,9 @@ def test_half_precision_halves_the_file_and_loads(tmp_path: Path) -> None:
     sizes = [(folder / 'model.safetensors').stat().st_size for folder in (full, half)]
     assert sizes[1] < 0.6 * sizes[0]
     loaded = weights.load(NAME, 'half', places.DirPlace(tmp_path))
-    assert loaded.manifest['dtype'] == 'float16' and all(t.dtype == torch.float16 for t in loaded.state_dict.values())
+    assert loaded.folder.manifest['dtype'] == 'float16' and all(
+        t.dtype == torch.float16 for t in loaded.state_dict.values()
+    )
     again = timm.create_model(NAME, **SMALL)
     again.load_state_dict(loaded.state_dict)
     for key, value in model.state_dict().items():
@@ -100,8 +101,8 @@ def test_half_precision_halves_the_file_and_loads(tmp_path: Path) -> None:
     ('options', 'word'),
     [
         (dict(name='resnet50'), 'not of resnet50'),
-        (dict(name='../x'), 'no model name'),
-        (dict(tag='a/b'), 'no model name'),
+        (dict(name='../x'), 'not a model name'),
+        (dict(tag='a/b'), 'not a model name'),
         (dict(name=f'{NAME}.a', tag='b'), 'two tags'),
         (dict(dtype='int8'), 'float16'),
         (dict(metric={}), "did you mean 'metrics'"),
@@ -127,7 +128,7 @@ def test_weights_that_are_not_finite_are_not_published(tmp_path: Path) -> None:
 
 def test_a_run_that_is_none_or_has_changed(run: Path, tmp_path: Path) -> None:
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(UserError, match='no finished run'):
+    with pytest.raises(UserError, match='not a finished run'):
         hub.publish(tmp_path / 'empty', tmp_path / 'hub')
     data = bytearray((run / 'model.safetensors').read_bytes())
     data[-1] ^= 1
@@ -148,7 +149,7 @@ def test_a_run_that_is_none_or_has_changed(run: Path, tmp_path: Path) -> None:
 def test_the_same_weights_twice_change_nothing_and_others_are_refused(tmp_path: Path) -> None:
     folder = Path(hub.publish(make_model(), tmp_path, tag='toy'))
     before, inode = contents_of(tmp_path), folder.stat().st_ino
-    assert hub.publish(make_model(), tmp_path, tag='toy', **FACTS) == folder
+    assert hub.publish(make_model(), tmp_path, tag='toy') == folder
     with pytest.raises(UserError, match='--replace') as error:
         hub.publish(make_model(1), tmp_path, tag='toy')
     one_line(error)
@@ -156,6 +157,53 @@ def test_the_same_weights_twice_change_nothing_and_others_are_refused(tmp_path: 
     hub.publish(make_model(1), tmp_path, tag='toy', replace=True)
     assert contents_of(tmp_path).keys() == before.keys() and contents_of(tmp_path) != before
     assert hub.verify(f'{NAME}.toy', hub=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('options', 'word'),
+    [
+        (dict(license='mit'), r"license \('apache-2.0' there, 'mit' here\)"),
+        (dict(metrics={'top1': 50.0, 'n': 4}), 'metrics'),
+        (dict(classes=['x', 'y', 'z']), 'classes'),
+        (dict(std=(1.0, 1.0, 1.0)), 'preprocessing'),
+        (dict(seed=8), 'seed'),
+    ],
+)
+def test_the_same_weights_with_other_facts_are_refused_or_replaced(
+    tmp_path: Path, options: dict[str, Any], word: str
+) -> None:
+    folder = Path(hub.publish(make_model(), tmp_path, tag='toy', **FACTS))
+    before = contents_of(folder)
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=word) as error:
+            hub.publish(make_model(), tmp_path, tag='toy', dry_run=dry_run, **FACTS | options)
+        assert '--replace' in one_line(error) and contents_of(folder) == before
+    hub.publish(make_model(), tmp_path, tag='toy', replace=True, **FACTS | options)
+    assert contents_of(folder)['model.safetensors'] == before['model.safetensors']
+    changed = {name for name, data in contents_of(folder).items() if data != before[name]}
+    assert {'manifest.json'} <= changed and hub.verify(f'{NAME}.toy', hub=tmp_path)
+
+
+@pytest.mark.parametrize(
+    'metrics',
+    [{'top1': -5.0}, {'top1': 101}, {'top5': 100.5}, {'loss': -1.0}, {'n': 0}, {'n': 2.5}, {'n': True}, {'top1': '9'}]
+    + [{'top1': 60.0, 'top5': 50.0}, {'loss': float('nan')}, {'loss': float('inf')}, [1], {'top1': {}}, 'top1'],
+    ids=str,
+)
+def test_metrics_that_cannot_be_are_not_published(tmp_path: Path, metrics: Any) -> None:
+    with pytest.raises(UserError) as error:
+        hub.publish(make_model(), tmp_path / 'hub', tag='toy', metrics=metrics)
+    one_line(error)
+    assert not (tmp_path / 'hub').exists()
+
+
+@pytest.mark.parametrize(
+    'facts', [{'recipe': {'lr': Path('x')}}, {'seed': 'x'}, {'classes': 3}, {'mean': 0.5}], ids=str
+)
+def test_facts_of_the_wrong_type_are_one_line(tmp_path: Path, facts: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as error:
+        hub.publish(make_model(), tmp_path / 'hub', tag='toy', **facts)
+    one_line(error)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -230,7 +278,7 @@ def in_a_child(work: Callable[[], object]) -> int:
 @pytest.mark.parametrize('replace', [False, True])
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux can exchange two folders in one step')
 def test_kill_9_leaves_the_hub_as_it_was_or_complete(tmp_path: Path, replace: bool) -> None:
-    old, new = (contents.gather(make_model(seed), None, 'toy', None, 'mit', {}) for seed in (0, 1))
+    old, new = (package.gather(make_model(seed), None, 'toy', None, 'mit', {}) for seed in (0, 1))
     target = tmp_path / f'{NAME}.toy'
 
     def publish(kill_at: int) -> None:
@@ -244,12 +292,12 @@ def test_kill_9_leaves_the_hub_as_it_was_or_complete(tmp_path: Path, replace: bo
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        hub._write_folder(tmp_path, new, replace)
+        directory._write_folder(tmp_path, new, replace)
 
     seen = set()
     for kill_at in range(1, 200):
         if replace:
-            hub._write_folder(tmp_path, old, replace=target.exists())
+            directory._write_folder(tmp_path, old, replace=target.exists())
         status = in_a_child(lambda k=kill_at: publish(k))
         found = contents_of(target) if target.exists() else {}
         assert found in ([old.files if replace else {}, new.files])
@@ -265,17 +313,17 @@ def test_kill_9_leaves_the_hub_as_it_was_or_complete(tmp_path: Path, replace: bo
     assert left and all(p.name.startswith('.') for p in left) and places.DirPlace(tmp_path).names() == [f'{NAME}.toy']
     for path in left:
         os.utime(path, (0, 0))
-    hub._write_folder(tmp_path, old, replace=True)
+    directory._write_folder(tmp_path, old, replace=True)
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_of_two_publishes_at_once_one_wins(tmp_path: Path) -> None:
-    drafts = [contents.gather(make_model(seed), None, 'toy', None, 'mit', {}) for seed in (0, 1)]
+    drafts = [package.gather(make_model(seed), None, 'toy', None, 'mit', {}) for seed in (0, 1)]
     real, folder = os.rename, tmp_path / f'{NAME}.toy'
 
     def race(source: Any, target: Any) -> None:  # the other one comes between the look and the rename
         os.rename = real
-        hub._write_folder(tmp_path, drafts[1], replace=False)
+        directory._write_folder(tmp_path, drafts[1], replace=False)
         real(source, target)
 
     os.rename = race

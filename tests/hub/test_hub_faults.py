@@ -12,9 +12,9 @@ from hub_client import REPO, TOKEN, UPLOADS, WEIGHTS, connect, put
 from hub_server import Fault, File, Hub
 from hubs import NAME, TAG, full_disk, make_hub, make_model, one_line, toy
 
+from nf_zoo import hub
 from nf_zoo.errors import CheckFailed, UserError
 from nf_zoo.hub import places, weights
-from nf_zoo.hub import publishing as hub
 from nf_zoo.hub.huggingface import Unreachable
 
 pytestmark = UPLOADS
@@ -79,12 +79,94 @@ def test_what_passes_is_tried_again(server: Hub, pauses: list[float], status: in
     assert [pause for pause in pauses if pause >= 7], pauses
 
 
-def test_a_server_that_asks_for_an_hour_is_not_waited_for(server: Hub, pauses: list[float]) -> None:
-    server.faults = [Fault('.*', 429, headers={'Retry-After': '3600'}, times=99)]
-    with pytest.raises(Unreachable, match='later') as error:
-        publish()
+@pytest.mark.parametrize(
+    'headers',
+    [{'Retry-After': '61'}, {'Retry-After': '100000'}, {'Retry-After': '9' * 300}, {'ratelimit': '"api";r=0;t=100000'}],
+    ids=['61', '100000', 'long', 'ratelimit'],
+)
+@pytest.mark.parametrize('where', ['.*', 'HEAD .*manifest', WEIGHTS])
+@pytest.mark.parametrize('status', [429, 503])
+def test_a_pause_of_more_than_a_minute_is_not_obeyed(
+    server: Hub, pauses: list[float], where: str, status: int, headers: dict[str, str]
+) -> None:
+    put(server)
+    server.faults = [Fault(where, status, headers=headers, times=99)]
+    with pytest.raises(Unreachable, match='later|again') as error:
+        hub.fetch(f'{NAME}.{TAG}', 'hf://org')
     one_line(error)
-    assert sum(pauses) < 3600
+    if where != WEIGHTS:
+        with pytest.raises(Unreachable, match='later|again') as error:
+            publish(1, replace=True)
+        one_line(error)
+    assert sum(pauses) < 60
+
+
+def test_a_minute_is_waited_and_what_is_cached_needs_no_wait(server: Hub, pauses: list[float]) -> None:
+    put(server)
+    server.faults = [Fault('GET .*manifest', 503, headers={'Retry-After': '60'})]
+    fetch()
+    assert max(pauses) >= 60
+    pauses.clear()
+    server.faults = [Fault('.*', 429, headers={'Retry-After': '100000'}, times=99)]
+    fetch()
+    assert sum(pauses) < 60
+
+
+@pytest.mark.parametrize('name', ['manifest.json', 'config.json', 'README.md'])
+@pytest.mark.parametrize('announced', [True, False])
+def test_a_file_beyond_its_limit_is_not_downloaded(
+    server: Hub, pauses: list[float], name: str, announced: bool, tmp_path: Path
+) -> None:
+    """Whether the server says how large the file is, or says that it is small and goes on sending."""
+    put(server)
+    repo = server.repos[REPO]
+    files = {**repo.commits[repo.branches['main']], name: File(b' ' * (40 << 20))}
+    repo.commit('main', files)
+    if not announced:
+        server.faults = [
+            Fault(f'HEAD .*{name}', longer=100 - (40 << 20), times=9),
+            Fault(f'GET .*{name}', unsized=True, times=9),
+        ]
+    with pytest.raises(UserError, match=rf'{name} has more than') as error:
+        hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+    one_line(error)
+    kept = [p for p in (tmp_path / 'hf').rglob('*') if p.is_file() and p.stat().st_size > 5 << 20]
+    assert kept == [] and server.sent < 24 << 20  # huggingface_hub takes ten megabytes at once
+
+
+def test_weights_longer_than_the_manifest_says_are_not_downloaded(server: Hub, pauses: list[float]) -> None:
+    put(server)
+    repo = server.repos[REPO]
+    large = File(toy().files['model.safetensors'] + bytes(20 << 20), True)
+    repo.commit('main', {**repo.commits[repo.branches['main']], 'model.safetensors': large})
+    server.objects[large.sha256] = large.data
+    with pytest.raises(CheckFailed, match=r'model\.safetensors has more than') as error:
+        hub.fetch(f'{NAME}.{TAG}', 'hf://org')
+    one_line(error)
+    assert server.sent < 12 << 20
+
+
+def test_a_damaged_manifest_of_the_hub_can_be_replaced(server: Hub, pauses: list[float]) -> None:
+    for data in (b'{', b'[]', b'{"files": []}'):
+        put(server)
+        repo = server.repos[REPO]
+        repo.commit('main', {**repo.commits[repo.branches['main']], 'manifest.json': File(data)})
+        with pytest.raises(UserError, match='--replace') as error:
+            publish(1)
+        one_line(error)
+        publish(1, replace=True)
+        assert hub.verify(f'{NAME}.{TAG}', hub='hf://org')
+
+
+def test_a_hub_s_text_reaches_no_terminal_raw(
+    server: Hub, pauses: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from nf_zoo.cli import main as cli
+
+    server.faults = [Fault('.*', 403, headers={'X-Error-Message': 'no\x1b[31m red\x07'}, times=99)]
+    assert cli.main(['fetch', f'{NAME}.{TAG}', '--hub', 'hf://org']) == 2
+    shown = capsys.readouterr()
+    assert shown.err.strip().isprintable() and 'red' in shown.err
 
 
 @pytest.mark.parametrize(
@@ -154,13 +236,13 @@ def test_a_hub_that_is_down_is_passed_over(
     monkeypatch.setenv('NF_ZOO_HUB', 'hf://org:hf://second')
     found = weights.find(NAME, TAG)
     assert found is not None and str(found.place) == 'hf://second' and 'hf://org is passed over' in caplog.text
-    assert weights.load(NAME, TAG).manifest['sha256'] == toy().manifest['sha256']
+    assert weights.load(NAME, TAG).folder.manifest['sha256'] == toy().manifest['sha256']
     monkeypatch.setenv('NF_ZOO_HUB', 'hf://org')
     with pytest.raises(Unreachable, match='later|again') as error:  # not: "there are none"
         weights.load(NAME, TAG)
     one_line(error)
     monkeypatch.setenv('NF_ZOO_HUB', f'hf://org:{make_hub(tmp_path / "folder")}')
-    assert weights.load(NAME, TAG).place == places.DirPlace(tmp_path / 'folder')
+    assert weights.load(NAME, TAG).folder.place == places.DirPlace(tmp_path / 'folder')
 
 
 def test_what_was_fetched_is_there_when_the_hub_is_not(server: Hub, pauses: list[float]) -> None:
@@ -188,7 +270,7 @@ def test_offline_only_the_cache_is_asked(
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
     server.requests.clear()
     assert fetch() and timm.create_model(f'{NAME}.{TAG}', pretrained=True)
-    assert weights.load(NAME).tag == TAG and places.HfPlace('org').contents() == [f'{NAME}.{TAG}']
+    assert places.HfPlace('org').names() == [f'{NAME}.{TAG}']
     assert server.requests == []
 
 
@@ -257,7 +339,7 @@ def test_of_two_publishes_one_is_refused(server: Hub, pauses: list[float]) -> No
     with pytest.raises(UserError, match='meanwhile') as error:
         publish(1, replace=True)
     one_line(error)
-    assert weights.load(NAME, TAG, places.HfPlace('org')).manifest['sha256'] != toy().manifest['sha256']
+    assert weights.load(NAME, TAG, places.HfPlace('org')).folder.manifest['sha256'] != toy().manifest['sha256']
 
 
 # --- The token ---

@@ -15,13 +15,13 @@ import nf_zoo, timm, torch
 from nf_zoo.errors import CheckFailed, UserError
 from hubs import NAME, make_model
 from nf_zoo import hub
-from nf_zoo.hub import weights
+from nf_zoo.hub import places, weights
 def attempt(work):
     try:
         return str(work())
     except (CheckFailed, UserError) as error:
         return f'{type(error).__name__}: {error}'
-place = weights.HfPlace('org')
+place = places.HfPlace('org')
 facts = dict(tag='toy', dataset='toy', metrics={'top1': 50.0, 'n': 4}, classes=['a', 'b', 'c'])
 out = {
     'missing': attempt(lambda: hub.fetch(f'{NAME}.toy', 'hf://org')),
@@ -36,7 +36,7 @@ out = {
 pin = Path(out['fetched']).name
 out['pinned'] = attempt(lambda: hub.publish(make_model(1), f'hf://org@{pin}', **facts))
 out['replaced'] = attempt(lambda: hub.publish(make_model(1), 'hf://org', replace=True, **facts))
-states = [weights.load(NAME, 'toy', weights.HfPlace('org', revision)).state_dict for revision in (pin, None)]
+states = [weights.load(NAME, 'toy', places.HfPlace('org', revision)).state_dict for revision in (pin, None)]
 for i, state in enumerate(states):
     out[f'equal{i}'] = all(torch.equal(state[k], v) for k, v in make_model(i).state_dict().items())
 out['branch'] = attempt(lambda: hub.publish(make_model(2), 'hf://org@v2', replace=True, **facts))
@@ -44,7 +44,7 @@ x = torch.randn(2, 3, 32, 32)
 logits = make_model(1)(x)
 names = (f'{NAME}.toy', f'hf-hub:org/{NAME}.toy', f'local-dir:{hub.fetch(NAME + ".toy", "hf://org")}')
 out['logits'] = [torch.equal(timm.create_model(n, pretrained=True).eval()(x), logits) for n in names]
-out['tags'] = [weights.HfPlace('org').names(), weights.HfPlace('org').contents()]
+out['tags'] = [places.HfPlace('org').names_offline(), places.HfPlace('org').names()]
 out['verified'] = attempt(lambda: hub.verify(f'{NAME}.toy', hub='hf://org'))
 cached = Path(hub.fetch(f'{NAME}.toy', 'hf://org')) / 'model.safetensors'
 data = bytearray(cached.read_bytes())

@@ -16,10 +16,10 @@ from hub_client import connect
 from hub_server import File, Repo, serve
 from hubs import FACTS, NAME, make_model, rewrite
 
+from nf_zoo import hub
 from nf_zoo.cli import main as cli
 from nf_zoo.errors import UserError
-from nf_zoo.hub import publishing as hub
-from nf_zoo.hub.listing import Row, as_csv, as_html, as_table, list_hub
+from nf_zoo.hub.listing import HubRow, as_csv, as_html, as_table, list_hub
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>=cmd()\x1b[31m'
 
@@ -48,11 +48,12 @@ def test_rows_say_what_the_manifests_say(shared: Path) -> None:
     for tag in 'abc':
         manifest = json.loads((shared / f'{NAME}.{tag}' / 'manifest.json').read_text())
         assert date.fromisoformat(manifest['published'])
-        assert rows[tag] == Row(
+        assert rows[tag] == HubRow(
             NAME,
             tag,
             *(manifest['dataset'], manifest['metrics'].get('top1'), manifest['bytes'], manifest['sha256']),
             manifest['published'],
+            license='apache-2.0',
         )
     assert rows['damaged'].error and rows['damaged'].sha256 == ''
     with pytest.raises(UserError):
@@ -69,7 +70,7 @@ def test_the_table_is_aligned_and_quiet(shared: Path) -> None:
 
 
 def test_csv_reads_back_and_holds_no_formula(shared: Path) -> None:
-    rows = list_hub(shared) + [Row('n', 't', dataset='=1+1'), Row('n', 't', dataset='a,"b"\n')]
+    rows = list_hub(shared) + [HubRow('n', 't', dataset='=1+1'), HubRow('n', 't', dataset='a,"b"\n')]
     found = list(csv.DictReader(io.StringIO(as_csv(rows, shared))))
     assert [(r['name'], r['tag'], r['sha256']) for r in found] == [(r.name, r.tag, r.sha256) for r in rows]
     assert [float(r['top1']) if r['top1'] else None for r in found] == [r.top1 for r in rows]
@@ -87,12 +88,17 @@ class Tags(HTMLParser):
 
 
 def test_the_page_is_complete_and_escapes_everything(shared: Path) -> None:
-    page = as_html(list_hub(shared), f'{shared}<b>')
+    page = as_html(list_hub(shared), shared)
+    assert '<b>' not in as_html(list_hub(shared), '<b>')
     tags = Tags()
     tags.feed(page)
     names = [tag for tag, _ in tags.found]
     assert names.count('script') == 1 and names.count('tr') == 6 and 'img' not in names and 'b' not in names
-    assert not any(key in ('src', 'href') or key.startswith('on') for _, attrs in tags.found for key in attrs)
+    assert not any(key == 'src' or key.startswith('on') for _, attrs in tags.found for key in attrs)
+    cards = [attrs['href'] for tag, attrs in tags.found if tag == 'a']
+    assert cards == [f'./{NAME}.{tag}/README.md' for tag in ('a', 'b', 'c', 'hostile')]
+    assert str(shared) not in page and f'<h1>Weights in {shared.name}' in page  # no path of this machine
+    assert page.count(f'nf-zoo fetch {NAME}.a --hub {shared.name}') == 1 and ' kB</td>' in page and 'apache-2.0' in page
     assert '<!--' not in page and all(row.sha256 in page for row in list_hub(shared))
 
 
@@ -102,7 +108,10 @@ def test_the_command(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert out == as_table(list_hub(shared)) + '\n'
     assert (tmp_path / 'a.csv').read_bytes().decode() == as_csv(list_hub(shared), shared)
-    assert (tmp_path / 'a.html').read_text() == as_html(list_hub(shared), shared)
+    page = (tmp_path / 'a.html').read_text()
+    assert page == as_html(list_hub(shared), shared, tmp_path / 'a.html')
+    links = re.findall('href="([^"]*)"', page)
+    assert len(links) == 4 and all((tmp_path / link).is_file() for link in links)
 
 
 def test_an_organization_is_listed(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +160,7 @@ def test_the_page_in_chromium(shared: Path, tmp_path: Path) -> None:
     column = '[...document.querySelectorAll("tbody tr:not([hidden])")].map(r => r.cells[1].textContent)'
     with chromium(tmp_path / 'profile') as page:
         page.open(tmp_path / 'index.html')
-        assert page.run('document.title') == f'Weights in {shared}' and page.complaints() == []
+        assert page.run('document.title') == f'Weights in {shared.name}' and page.complaints() == []
         assert page.requests() == [(tmp_path / 'index.html').as_uri()]
         assert page.run(column) == [row.tag for row in rows]
         head = 'thead th:nth-child({}) button'.format
@@ -176,6 +185,6 @@ def test_the_page_in_chromium(shared: Path, tmp_path: Path) -> None:
         page.type(next(row.sha256 for row in rows if row.tag == 'b')[40:])  # also of what the column cuts off
         assert page.run(column) == ['b']
         page.screenshot(tmp_path / 'filtered.png')
-        assert page.complaints() == [] and page.run('document.title') == f'Weights in {shared}'
+        assert page.complaints() == [] and page.run('document.title') == f'Weights in {shared.name}'
         assert page.run('document.images.length') == 0
     assert all((tmp_path / name).stat().st_size > 5000 for name in ('sorted.png', 'filtered.png'))

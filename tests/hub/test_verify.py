@@ -9,10 +9,10 @@ import timm
 from hubs import FACTS, NAME, contents_of, make_model, make_run, one_line
 from safetensors.torch import load_file
 
+from nf_zoo import hub
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.hub import package as contents
-from nf_zoo.hub import publishing as hub
-from nf_zoo.hub import weights
+from nf_zoo.files import tensor_bytes
+from nf_zoo.hub.index import index
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_verify_finds_weights_of_another_shape(tmp_path: Path) -> None:
     folder = Path(hub.publish(make_model(), tmp_path, tag='toy'))
     state = load_file(folder / 'model.safetensors')
     state.pop('head.fc.bias')
-    data = contents.tensor_bytes(state)
+    data = tensor_bytes(state)
     (folder / 'model.safetensors').write_bytes(data)
     manifest = json.loads((folder / 'manifest.json').read_text())
     sha = hashlib.sha256(data).hexdigest()
@@ -89,19 +89,46 @@ def test_verify_measures_the_accuracy_again(tmp_path: Path) -> None:
     hub.publish(model, tmp_path, dataset='digits', metrics=measured)
     report = hub.verify(NAME, tmp_path, hub=tmp_path)
     assert report.measured == pytest.approx(measured)
-    for wrong in ({'top1': measured['top1'] + 5}, {'n': 17}):
+    top1, top5 = measured['top1'] + 5, max(measured['top1'], measured['top5'] - 9)
+    for wrong in ({'top1': top1, 'top5': 100.0}, {'n': 17}, {'top5': top5}):
         hub.publish(model, tmp_path, dataset='digits', metrics=measured | wrong, replace=True)
         with pytest.raises(CheckFailed, match='recorded') as error:
             hub.verify(NAME, tmp_path, hub=tmp_path)
         one_line(error)
 
 
+def test_a_wide_tolerance_of_the_publishers_own_is_not_kept(tmp_path: Path) -> None:
+    pytest.importorskip('sklearn')
+    from nf_zoo.train import evaluate
+
+    model = timm.create_model(NAME, depths=(1, 1, 1)).eval()
+    measured = evaluate(model, 'digits')
+    wrong = {**measured, 'top1': measured['top1'] + 20, 'top5': 100.0}
+    folder = Path(hub.publish(model, tmp_path, dataset='digits', metrics=wrong))
+    manifest = json.loads((folder / 'manifest.json').read_text())
+    (folder / 'manifest.json').write_text(json.dumps(manifest | {'tolerance': {'top1': 100.0}}))
+    with pytest.raises(CheckFailed, match='recorded'):
+        hub.verify(NAME, tmp_path, hub=tmp_path)
+
+
+def test_a_run_is_verified_as_published_weights_are(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = hub.verify(str(run))
+    assert report.recorded == FACTS['metrics'] and report.path == run and 'verified' in str(report)
+    pytest.importorskip('sklearn')
+    result = json.loads((run / 'result.json').read_text())
+    (run / 'result.json').write_text(json.dumps(result | {'dataset': 'toys'}))
+    monkeypatch.setattr('nf_zoo.train.evaluate', lambda *args, **kwargs: FACTS['metrics'])
+    assert hub.verify(str(run), tmp_path).measured == FACTS['metrics']
+    monkeypatch.setattr('nf_zoo.train.evaluate', lambda *args, **kwargs: {**FACTS['metrics'], 'top1': 0.0})
+    with pytest.raises(CheckFailed, match='recorded is 62.5 %'):
+        hub.verify(str(run), tmp_path)
+
+
 def test_bundle_publishes_into_the_package_and_pins(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / 'bundled'
     own.mkdir()
     (own / 'index.json').write_text('{}')
-    for module in ('places', 'publishing'):
-        monkeypatch.setattr(f'nf_zoo.hub.{module}.BUNDLED', own)
+    monkeypatch.setattr('nf_zoo.hub.index._BUNDLED', own)
     folder = hub.bundle(run)
-    assert list(weights.index()) == [f'{NAME}.toy'] and hub.fetch(NAME) == folder
+    assert list(index()) == [f'{NAME}.toy'] and hub.fetch(NAME) == folder
     assert hub.verify(NAME).place == str(own)

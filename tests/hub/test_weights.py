@@ -14,8 +14,10 @@ from safetensors.torch import save
 
 import nf_zoo
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.hub import weights
-from nf_zoo.hub.publishing import publish, write_index
+from nf_zoo.hub import places, weights
+from nf_zoo.hub.index import cfg_of, index
+from nf_zoo.hub.publishing import publish
+from nf_zoo.hub.release import write_index
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_nothing_is_built_before_the_hash_is_right(hub: Path, monkeypatch: pytes
 
     for name in ('load', 'load_file', 'safe_open'):
         monkeypatch.setattr(f'safetensors.torch.{name}', refuse)
-    monkeypatch.setattr('nf_zoo.hub.tensors.unpack', refuse)
+    monkeypatch.setattr('nf_zoo.files.load', refuse)
     monkeypatch.setenv('NF_ZOO_HUB', str(hub))
     for load_it in (
         lambda: load(hub),
@@ -152,24 +154,23 @@ def test_only_safetensors_is_opened(hub: Path) -> None:
 def bundled(hub: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The hub as if it were the package's own."""
     (hub / 'index.json').write_text('{}')
-    for module in ('places', 'publishing'):
-        monkeypatch.setattr(f'nf_zoo.hub.{module}.BUNDLED', hub)
+    monkeypatch.setattr('nf_zoo.hub.index._BUNDLED', hub)
     write_index()
     return hub
 
 
 def test_the_index_says_what_timms_cfg_needs(bundled: Path) -> None:
-    entry = weights.index()[f'{NAME}.{TAG}']
+    entry = index()[f'{NAME}.{TAG}']
     assert (entry['top1'], entry['n'], entry['dataset'], entry['bundled']) == (50.0, 4, 'toy', True)
     cfg = weights.load(NAME, TAG).pretrained_cfg
-    assert weights.cfg_of(entry) == {key: cfg[key] for key in weights.cfg_of(entry)} and len(weights.cfg_of(entry)) > 6
+    assert cfg_of(entry) == {key: cfg[key] for key in cfg_of(entry)} and len(cfg_of(entry)) > 6
 
 
 @pytest.mark.parametrize('filename', ['model.safetensors', 'config.json', 'manifest.json'])
 def test_the_index_pins_every_file(bundled: Path, filename: str) -> None:
     """An attacker who rewrites a bundled folder, manifest and all, gains nothing."""
     folder = bundled / f'{NAME}.{TAG}'
-    assert weights.load(NAME, TAG).place == weights.DirPlace(bundled, pinned=True)
+    assert weights.load(NAME, TAG).folder.place == places.DirPlace(bundled, pinned=True)
     if filename == 'model.safetensors':
         rewrite(folder, filename, save(make_model(1).state_dict()))
     else:
@@ -181,25 +182,35 @@ def test_the_index_pins_every_file(bundled: Path, filename: str) -> None:
 
 def test_an_unlisted_folder_in_the_package_is_not_seen(bundled: Path) -> None:
     shutil.copytree(bundled / f'{NAME}.{TAG}', bundled / f'{NAME}.other')
-    assert weights.find(NAME, 'other') is None and weights.tags(NAME) == [TAG]
+    assert weights.find(NAME, 'other') is None and weights.known().get(NAME, []) == [TAG]
 
 
 def test_the_index_keeps_its_order_and_forgets_what_is_gone(bundled: Path, tmp_path: Path) -> None:
     publish(make_model(1), bundled, f'{NAME}.a_first_by_name')
     publish(make_model(2), tmp_path / 'elsewhere', f'{NAME}.far')
     write_index([(f'{NAME}.far', tmp_path / 'elsewhere')])
-    assert weights.tags(NAME) == [TAG, 'a_first_by_name', 'far']
+    assert weights.known().get(NAME, []) == [TAG, 'a_first_by_name', 'far']
     found = weights.find(NAME, 'far')
-    assert found is not None and found.place == weights.HfPlace('nf-zoo')
+    assert found is not None and found.place == places.HfPlace('nf-zoo')
     shutil.rmtree(bundled / f'{NAME}.{TAG}')
     write_index()
-    assert weights.tags(NAME) == ['a_first_by_name', 'far']
+    assert weights.known().get(NAME, []) == ['a_first_by_name', 'far']
 
 
 def test_the_packages_own_weights_are_intact() -> None:
-    for name_tag, entry in weights.index().items():
+    for name_tag, entry in index().items():
         found = weights.find(*name_tag.split('.', 1))
         assert found is not None
         if entry['bundled']:
-            assert weights.load(found.name, found.tag).manifest['sha256'] == entry['sha256']
+            assert weights.load(found.name, found.tag).folder.manifest['sha256'] == entry['sha256']
     assert nf_zoo.list_models()
+
+
+def test_timm_knows_which_bare_names_have_weights() -> None:
+    for name in nf_zoo.list_models():
+        tags = [n for n in timm.list_pretrained(f'{name}.*') if n.partition('.')[0] == name]
+        assert timm.is_model_pretrained(name) == bool(tags), name
+        assert all(timm.is_model_pretrained(tag) for tag in tags)
+    assert timm.is_model_pretrained('eunnet50') and not timm.is_model_pretrained('eunnet34')
+    assert 'eunnet50' not in timm.list_models('eunnet*', pretrained=True)  # tags alone, as of timm's own models
+    assert timm.get_pretrained_cfg('eunnet50').num_classes == 1000
