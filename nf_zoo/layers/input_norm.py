@@ -88,6 +88,8 @@ def _commutes(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> bool:
     """
     if weight.shape[2:] != (1, 1) or tuple(conv[1]) != (0, 0) or conv[3] != 1 or len(weight) >= weight.shape[1]:
         return False
+    if x.is_meta:  # it has no autocast, and nothing is computed
+        return False
     exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
     return exact and x.numel() >= LARGE
 
