@@ -2,7 +2,11 @@
 
 from typing import Any
 
-_DATASETS = {'cifar10': ('uoft-cs/cifar10', 'CIFAR-10', 'test'), 'cifar100': ('uoft-cs/cifar100', 'CIFAR-100', 'test')}
+_DATASETS = {
+    'cifar10': ('uoft-cs/cifar10', 'CIFAR-10', 'test'),
+    'cifar100': ('uoft-cs/cifar100', 'CIFAR-100', 'test'),
+    'imagenette': ('frgfm/imagenette', 'Imagenette', 'validation'),
+}
 _METRICS = {'top1': 'Top-1 accuracy (%)', 'top5': 'Top-5 accuracy (%)', 'loss': 'Cross-entropy'}
 
 _BODY = """# {name_tag}
@@ -34,7 +38,7 @@ A hub folder that is not part of the package is found through the environment va
 {curves}
 ## Training
 
-{facts}
+{note}{facts}
 
 ```yaml
 {recipe}```
@@ -100,6 +104,7 @@ def render(manifest: dict[str, Any], curves: bool) -> str:
         summary=f'{summary}.',
         metrics=_table(shown),
         curves='\n![loss and accuracy over the epochs](curves.png)\n' if curves else '',
+        note=f'{manifest["data_note"]}\n\n' if manifest.get('data_note') else '',
         facts=_table({key: _plain(value) for key, value in facts.items() if value not in (None, '')}),
         recipe=yaml.safe_dump(manifest.get('recipe') or {}, sort_keys=False),
     )

@@ -19,6 +19,7 @@ CFG_KEYS = (
     'crop_pct',
     'crop_mode',
     'label_names',
+    'label_descriptions',
     'license',
 )
 

@@ -19,6 +19,7 @@ from torch import nn
 from ..block_scalars import DEAD, dead_blocks
 from ..errors import CheckFailed, UserError, nearest
 from ..files import not_finite, readable, tensor_bytes
+from ..train.data.labels import label_descriptions
 from ..train.run_folder import Result, check_types, load_run
 from . import card
 from .folder import Entry, Folder, open_folder, parse_config, parse_manifest
@@ -243,6 +244,7 @@ def _config(model: nn.Module, known: Mapping[str, Any], entry: Entry, license: s
     with readable(Path(gettempdir())), TemporaryDirectory() as folder:
         path = Path(folder) / CONFIG
         model_config = {'pretrained_cfg': cfg, 'label_names': list(classes) if classes else None}
+        model_config['label_descriptions'] = label_descriptions(classes or ())
         try:
             save_config_for_hf(model, str(path), model_config=model_config, data_config=data_config)
         except (TypeError, ValueError) as error:
@@ -291,8 +293,9 @@ def _manifest(
         'versions',
         'blocks',
         'changes',
+        'data_note',
     ):
-        if known.get(key) not in (None, {}, []):
+        if known.get(key) not in (None, {}, [], ''):
             manifest[key] = known[key]
     return manifest
 

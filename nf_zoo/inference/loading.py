@@ -107,10 +107,11 @@ def load_model(name: str, pretrained: bool = True, **kwargs: Any) -> Any:
 
 
 def class_names(model: Any) -> list[str]:
-    """One name per output: the weights' own label names, ImageNet's for `in1k` tags, else the indices."""
+    """One name per output: the weights' own, in words if there are; ImageNet's for `in1k` tags; else the indices."""
     config = getattr(model, 'pretrained_cfg', {})
     count = model.num_classes
-    names = config.get('label_names')
+    words = config.get('label_descriptions') or {}
+    names = [words.get(name, name) for name in config.get('label_names') or ()]
     if not names and count == 1000 and str(config.get('tag')).endswith('in1k'):
         info = ImageNetInfo()
         names = [info.index_to_description(index) for index in range(count)]

@@ -213,4 +213,5 @@ def evaluate_command(
     batches, classes = validation(model, dataset, data_dir, **options)
     if fold:
         forms['folded'] = folded(model)
-    return dataset, score(model, batches, classes, forms)
+    words = getattr(model, 'pretrained_cfg', {}).get('label_descriptions') or {}
+    return dataset, score(model, batches, [words.get(name, name) for name in classes], forms)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import UserError
 from .build import open_device
-from .data.folder import FolderData, open_folders
+from .data.folder import KNOWN_FOLDERS, FolderData, known_folder, open_folders
 from .data.memory import Batch, MemoryData, in_memory, load_dataset, with_channels
 from .data.stream import StreamData
 from .data.timm_sets import StreamSet, open_named, picture_mode
@@ -83,8 +83,11 @@ def validation(
     device = open_device(str(device)) if device else next(model.parameters()).device
     model.to(device)
     config = resolve_data_config(model=model)
+    reading = {key: value for key, value in (recipe or {}).items() if key in READING}
+    if dataset in KNOWN_FOLDERS:
+        data_dir, split = known_folder(dataset, data_dir)
+        dataset, reading = 'folder', {'val_split': split} | reading
     if not in_memory(dataset):
-        reading = {key: value for key, value in (recipe or {}).items() if key in READING}
         return _pictures(model, dataset, data_dir, batch_size, device, config, reading | {'dataset_download': download})
     found = load_dataset(dataset, data_dir, 'validation', download=download)
     found = with_channels(found, int(config['input_size'][0]))

@@ -30,6 +30,7 @@ from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest
 from ..files import not_finite, read_json, read_tensors, write_whole
+from .data.labels import label_descriptions
 from .recipe import Recipe, load_recipe
 
 RECIPE, CHECKPOINTS, SUMMARY, TIMES = 'recipe.yaml', 'checkpoints', 'summary.csv', 'times.csv'
@@ -65,6 +66,7 @@ class Result:
     hardware: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     blocks: Mapping[str, Any] = field(default_factory=dict)  # of each block its scalar and its branch's share
+    data_note: str | None = None  # what a reader must know of the images; the engine doesn't write it, publish takes it
 
     @property
     def architecture(self) -> str:
@@ -73,7 +75,7 @@ class Result:
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {  # as JSON has them, or a caller in Python
-    **dict.fromkeys(('model', 'dataset', 'interpolation', 'sha256', 'hardware'), str),
+    **dict.fromkeys(('model', 'dataset', 'interpolation', 'sha256', 'hardware', 'data_note'), str),
     **dict.fromkeys(('num_classes', 'bytes', 'train_n', 'epochs', 'steps', 'seed', 'processes'), int),
     **dict.fromkeys(('crop_pct', 'seconds', 'seconds_per_epoch'), (int, float)),
     **dict.fromkeys(('classes', 'input_size', 'mean', 'std', 'changes'), (list, tuple)),
@@ -166,6 +168,7 @@ def describe(model: nn.Module, result: Result) -> None:
     cfg.update({key: tuple(getattr(result, key)) for key in ('input_size', 'mean', 'std')})
     cfg.update(interpolation=result.interpolation, crop_pct=result.crop_pct, label_names=tuple(result.classes))
     cfg.update(num_classes=result.num_classes, tag=None, hf_hub_id=None, url=None)
+    cfg['label_descriptions'] = label_descriptions(result.classes) or None
     size = result.recipe.get('val_img_size')
     if type(size) is int and 0 < size <= 16384:
         cfg['input_size'] = (cfg['input_size'][0], size, size)

@@ -17,6 +17,17 @@ from .memory import Batch, MemorySet, fold_seed, seed_everything
 from .pictures import UNREADABLE, read_picture, refuse_loops
 from .pipeline import Pipeline
 
+# Data sets that come as class folders: the folder of their validation images, and names of the folder around it, of
+# which torchvision's is the last.
+KNOWN_FOLDERS = {'imagenette': ('val', ('imagenette', 'imagenette2-160'))}
+
+
+def known_folder(dataset: str, data_dir: str | Path | None) -> tuple[str | Path | None, str]:
+    """Where a data set of ``KNOWN_FOLDERS`` lies, ``data_dir`` itself or a folder in it, and its validation split."""
+    split, names = KNOWN_FOLDERS[dataset]
+    inside = [Path(data_dir) / name for name in ('.', *names)] if data_dir is not None else []
+    return next((place for place in inside if (place / split).is_dir()), data_dir), split
+
 
 def open_folders(data_dir: str | None, *splits: str, mode: str = 'RGB') -> tuple[ImageFolder, ...]:
     """One ImageFolder for each split, whose pictures have Pillow's ``mode``, 'RGB' or 'L'.
