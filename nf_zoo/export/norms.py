@@ -115,4 +115,4 @@ class _DeferringBlock(nn.Module):
                 z = conv(z)
             z = self.block.act(z)
         f = self.block.scaled(self.last(self.norm(z, factor)))
-        return self.block.act_(self.block.merge(h, f))
+        return self.block.act(self.block.merge(h, f, False))

@@ -1,4 +1,4 @@
-"""Folding: a copy of a network for inference, in which every constant is a part of a plain convolution's weight."""
+"""Folding: a copy of a network for inference, in which plain convolutions have taken up every constant."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -16,9 +16,11 @@ from ..layers.affine_conv import Shift, add_bias
 from ..layers.input_norm import InputNormConv2d
 from ..layers.std_conv import WeightConv2d
 from ..layers.weight_norm import WeightNorm
-from ..net.network import Bias, ResNet
-from .blocks import PlainBlock, PreBlock, affine, normed, scale_input, scale_output, then_affine
-from .timm_blocks import StdConv, plain_act, plain_block, plain_std_conv
+from ..net.network import ResNet
+from ..net.parts import Bias
+from .blocks import PlainBlock, PreBlock
+from .rules import affine, normed, plain_act, scale_input, scale_output, then_affine
+from .timm_blocks import StdConv, plain_block, plain_std_conv
 
 
 @torch.no_grad()
@@ -47,6 +49,7 @@ def fold(model: nn.Module) -> nn.Module:
     if any(p.is_meta for p in model.parameters()):
         raise UserError("the model is on the device 'meta' and has no weights to fold")
     root = nn.ModuleList([deepcopy(model)])
+    _out_of_place(root)
     _fuse(root)
     _replace(root, StdConv, plain_std_conv)
     _replace(root, NormFreeBlock, plain_block)
@@ -66,10 +69,18 @@ def fold(model: nn.Module) -> nn.Module:
     return folded
 
 
-def _fuse(module: Any, converted: bool = False) -> None:
-    """As timm's ``reparameterize_model``; but of a converted network, only the layers.
+def _out_of_place(root: nn.Module) -> None:
+    """Full backward hooks refuse activations in place: https://github.com/pytorch/pytorch/issues/61519."""
+    for module in root.modules():
+        if getattr(module, 'inplace', False):
+            module.inplace = False  # type: ignore[assignment]
 
-    The ``fuse`` of its blocks (of LeViT, RepVGG and others) expects the batch normalization that it no longer has.
+
+def _fuse(module: nn.Module, converted: bool = False) -> None:
+    """Replace modules by what their ``fuse`` gives, as timm's ``reparameterize_model``.
+
+    In a converted network only layers are replaced. The ``fuse`` of its blocks (LeViT, RepVGG and others) expects the
+    batch normalization that the network no longer has.
     """
     child: Any
     for name, child in list(module.named_children()):
@@ -144,8 +155,9 @@ def _fold_step(step: _Step, following: _Step) -> None:
     if step.tapped:
         return
     if isinstance(module, GammaAct) and isinstance(after, nn.Conv2d):
-        scale_input(after, module.gamma)
-        step.replace(plain_act(module)(inplace=module.inplace))
+        act, gamma = plain_act(module)
+        scale_input(after, gamma)
+        step.replace(act)
     if not isinstance(module, nn.Conv2d):
         return
     if type(after) is nn.BatchNorm2d and type(module) is nn.Conv2d:

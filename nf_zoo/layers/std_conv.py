@@ -17,7 +17,12 @@ from ..errors import UserError, nearest
 
 # Var(gamma a(x)) = 1 for x ~ N(0, 1): Brock, De, Smith (2021), section 4.3. These are the values of the released code,
 # which estimates them from samples; `gamma` integrates, and gives 1.712859 and 1.787187.
-GAMMA = {'relu': 1.7139588594436646, 'silu': 1.7881293296813965}
+GAMMA = {
+    'relu': 1.7139588594436646,
+    'silu': 1.7881293296813965,
+    'gelu': 1.7015043497085571,
+    'identity': 1.0,
+}
 
 
 def gamma(activation: str | Callable[[Tensor], Tensor]) -> float:

@@ -3,22 +3,22 @@ residual blocks for effective ResNet training without batch normalization", arXi
 
 .. math:: x_l = c\, (h(x_{l-1}) + F_l(z)), \qquad z = a(x_{l-1}), \quad c = \sqrt{1/2}
 
-F is two or three plain convolutions without bias, the activation a between. h is x (IdShort), s x with a learned scalar
-s that starts at 1 (LearnScalar), or a strided 1x1 convolution of z (ConvShort; in all three where the shape changes).
-In the 6n + 2 layout IdShort and LearnScalar take He et al.'s parameter-free shortcut of z where the shape changes.
+F is two or three plain convolutions without bias, with the activation a between them. The shortcut h is x (IdShort),
+s x with a learned scalar s (LearnScalar), or a strided 1x1 convolution of z (ConvShort). Where the shape changes, all
+three have the convolution (6n + 2 layouts: IdShort and LearnScalar have He et al.'s parameter-free shortcut of z).
 
-Init: He fan-out normal (equation 2), which keeps the variance of the gradients; then each layer's weights are
-standardised to zero mean and the rule's deviation, exactly. ``init='brock'`` is what the paper compares with (equation
-3): it keeps the variance of the features, and the gradients explode. Classifier as in torch.
+Init: He fan-out normal (equation 2), which keeps the variance of the gradients; then the weights of each layer are
+standardised to have exactly mean 0 and the rule's deviation. s = 1, classifier as in torch. ``init='fan_in'`` is the
+same with He's fan-in rule. ``init='brock'`` is the rule that the paper compares with (equation 3): it keeps the
+variance of the features, and the gradients explode.
 
-The paper writes W x for the convolutional shortcut. Its derivation, in which equation 2 gives W a gain of 1, holds
-behind a ReLU only, so W taps z here. Equation 3 is for each channel, so 'brock' standardises each output channel, and
-thereby the layer. Squeeze-and-excite stands after the last convolution.
+The paper writes W x for the convolutional shortcut. In its derivation equation 2 gives W a gain of 1, which holds
+only after a ReLU, so W takes z here. Equation 3 is a rule for each channel, so 'brock' standardises each output
+channel, and with it the layer. Squeeze-and-excite follows the last convolution.
 """
 
 import math
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -27,80 +27,66 @@ from torch import Tensor, nn
 
 from ..errors import UserError, nearest
 from ..folding.blocks import PreBlock
-from ..net.layout import Site, cifar, cifar_wide, cifar_wide_basic, conv_shape, imagenet, imagenet_basic
-from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
+from ..net.branch import ResidualBlock, add_scalar
+from ..net.layout import Site, cifar, cifar_wide, cifar_wide_basic, imagenet, imagenet_basic
+from ..net.network import ResNet
+from ..net.parts import shortcut, strided_projection
 from ..net.registry import CIFAR, IMAGENET, register
 
 C = 0.5**0.5
 
 
-class IdShortBlock(nn.Module):
+class IdShortBlock(ResidualBlock):
     """x' = c (h + F(z)), z = a(x), h = x."""
 
-    def __init__(
-        self,
-        site: Site,
-        attn_layer: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
+    def __init__(self, site: Site, attn_layer: str | None = None, **dd: Any):
         super().__init__()
-        dd: dict[str, Any] = dict(device=device, dtype=dtype)
         conv = partial(nn.Conv2d, bias=False, **dd)
-        first, second, *third = site.convs
         self.c = C
-        self.downsample = self.shortcut(site, lambda s: conv(**conv_shape(s.in_chs, s.out_chs, 1, s.stride)))
-        self.conv1 = conv(**first)
-        self.conv2 = conv(**second)
-        self.conv3 = conv(**third[0]) if third else None
-        self.attn = squeeze_excite(attn_layer, site.out_chs, **dd)
-        self.drop_path = drop_path(site)
+        self.downsample = self.make_shortcut(site, conv)
+        self.add_branch(site, conv, attn_layer=attn_layer, **dd)
 
     @staticmethod
-    def shortcut(site: Site, projection: Callable[[Site], nn.Module]) -> nn.Module | None:
-        """What the shortcut does to z; None where the shortcut takes x."""
-        return shortcut(site, projection)
-
-    def identity(self, x: Tensor) -> Tensor:
-        """The shortcut where it isn't a convolution."""
-        return x
+    def make_shortcut(site: Site, conv: Callable[..., nn.Module]) -> nn.Module | None:
+        """The shortcut of z; None for one of x."""
+        return shortcut(site, strided_projection, conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = x.relu()
-        h = self.identity(x) if self.downsample is None else self.downsample(z)
-        f = self.conv2(self.conv1(z).relu_())
-        if self.conv3 is not None:
-            f = self.conv3(f.relu_())
-        if self.attn is not None:
-            f = 2 * self.attn(f)
-        return self.c * (h + self.drop_path(f))
+        z = self.act(x)
+        h = x if self.downsample is None else self.downsample(z)
+        return self.c * (h + self.branch(z))
 
     def fuse(self) -> PreBlock:
-        """The block at inference: c in the last convolutions, as the identity's factor where that is the shortcut."""
-        plain = deepcopy(self)
-        convs = plain.conv1, plain.conv2, plain.conv3
-        skip = self.c if self.downsample is not None else self.identity(plain.conv1.weight.new_tensor(self.c))
-        return PreBlock(convs, plain.downsample, plain.attn, skip, self.c if self.attn is None else 2 * self.c)
+        """The block at inference, with c in the last convolutions. c stays a factor of an identity shortcut."""
+        return PreBlock.of(self, skip=self.c, gain=self.c)
 
 
 class LearnScalarBlock(IdShortBlock):
     """x' = c (h + F(z)), z = a(x), h = s x."""
 
-    def __init__(self, site: Site, **kwargs: Any):
-        super().__init__(site, **kwargs)
-        if self.downsample is None:
-            self.scale = nn.Parameter(self.conv1.weight.new_ones(1))
+    scale: Tensor
 
-    def identity(self, x: Tensor) -> Tensor:
-        return self.scale * x
+    def __init__(self, site: Site, attn_layer: str | None = None, **dd: Any):
+        super().__init__(site, attn_layer, **dd)
+        if self.downsample is None:
+            add_scalar(self, 'scale', 1.0, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.act(x)
+        h = self.scale * x if self.downsample is None else self.downsample(z)
+        return self.c * (h + self.branch(z))
+
+    def fuse(self) -> PreBlock:
+        """The block at inference, with c in the last convolutions. c s stays a factor of an identity shortcut."""
+        return PreBlock.of(self, skip=self.c if self.downsample else self.c * self.scale, gain=self.c)
 
 
 class ConvShortBlock(IdShortBlock):
     """x' = c (h + F(z)), z = a(x), h = W z."""
 
     @staticmethod
-    def shortcut(site: Site, projection: Callable[[Site], nn.Module]) -> nn.Module:
-        return projection(site)
+    def make_shortcut(site: Site, conv: Callable[..., nn.Module]) -> nn.Module | None:
+        return strided_projection(site, conv)
 
 
 def _draw(weight: Tensor, variance: float, dims: tuple[int, ...]) -> None:
@@ -114,40 +100,54 @@ def fan_out_(weight: Tensor) -> None:
     _draw(weight, 2 / weight[:, 0].numel(), (0, 1, 2, 3))
 
 
+def fan_in_(weight: Tensor) -> None:
+    """He's rule for the features: variance 2 / (k^2 in), standardised over the layer."""
+    _draw(weight, 2 / weight[0].numel(), (0, 1, 2, 3))
+
+
 def brock_(weight: Tensor) -> None:
     """Equation 3: variance 2 / (1 - 1 / pi) / (k^2 in), standardised over each output channel."""
     _draw(weight, 2 / (1 - 1 / math.pi) / weight[0].numel(), (1, 2, 3))
 
 
-INITS: dict[str, Callable[[Tensor], None]] = {'fan_out': fan_out_, 'brock': brock_}
+INITS: dict[str, Callable[[Tensor], None]] = {'fan_out': fan_out_, 'fan_in': fan_in_, 'brock': brock_}
 
 
 class IdShortResNet(ResNet):
-    """Method keyword: ``init``, 'fan_out' or 'brock'."""
+    """IdShort.
+
+    Args:
+        init: Rule of the initial weights: 'fan_out', 'fan_in' or 'brock'.
+        args, kwargs: As of :class:`~nf_zoo.net.network.ResNet`.
+
+    Raises:
+        UserError: another rule.
+    """
 
     preact = True
     block_type: type[IdShortBlock] = IdShortBlock
 
-    def conv(self, shape: dict[str, Any], **dd: Any) -> nn.Conv2d:
-        return nn.Conv2d(**shape, bias=False, **dd)
-
-    def block(self, site: Site, init: str = 'fan_out', **kwargs: Any) -> nn.Module:
-        return self.block_type(site, **kwargs)
-
-    def init_weights(self) -> None:
-        init = self.block_args.get('init', 'fan_out')
+    def __init__(self, *args: Any, init: str = 'fan_out', **kwargs: Any):
         if init not in INITS:
             raise UserError(f"init='{init}': use one of {', '.join(INITS)}{nearest(str(init), INITS)}")
+        self.init = init  # before the base class, which calls init_weights
+        super().__init__(*args, conv=partial(nn.Conv2d, bias=False), block=self.block_type, **kwargs)
+
+    def init_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                INITS[init](module.weight)
+                INITS[self.init](module.weight)
 
 
 class LearnScalarResNet(IdShortResNet):
+    """LearnScalar. Arguments as of :class:`IdShortResNet`."""
+
     block_type = LearnScalarBlock
 
 
 class ConvShortResNet(IdShortResNet):
+    """ConvShort. Arguments as of :class:`IdShortResNet`."""
+
     block_type = ConvShortBlock
 
 

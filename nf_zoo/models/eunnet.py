@@ -1,102 +1,99 @@
-r"""EUNNet. Nguyen, Choi, Yang: "EUNNet: Efficient UN-Normalized Convolution Layer for Stable Training of Deep Residual
-Networks Without Batch Normalization Layer", IEEE Access 11 (2023), doi:10.1109/ACCESS.2023.3244072.
+r"""EUNNet. Nguyen, Choi, Yang: "EUNNet: Efficient UN-Normalized Convolution Layer for Stable Training of Deep
+Residual Networks Without Batch Normalization Layer", IEEE Access 11 (2023), doi:10.1109/ACCESS.2023.3244072.
 
 .. math:: x_l = \mathrm{relu}(\alpha_l h(x_{l-1}) + \beta s_l F_l(x_{l-1})),
           \qquad \alpha_l^2 = k / (k + 1), \quad \beta^2 = 1 / L
 
-Every convolution of the branch F and of the shortcut h is an EUNConv (equation 8): it standardises its input and has a
-bias. L residual blocks, k = L - 1 ... 2L - 2, s a learned scalar per block that starts at 1. h is the identity, or
-average pooling and a 1x1 EUNConv where the shape changes (CIFAR layouts: He et al.'s parameter-free shortcut).
+F is two or three convolutions with ReLU between them. Every convolution of F and of the shortcut h is an EUNConv
+(equation 8): it standardises its input, and has a bias. There are L residual blocks, for which k = L - 1 ... 2L - 2.
+Each has a learned scalar s. h is the identity; where the shape changes it is average pooling and a 1x1 EUNConv (CIFAR
+layouts: He et al.'s parameter-free shortcut).
 
-Init: He fan-in normal, biases 0 (the stem's as in torch), classifier N(0, 1 / fan-in).
+Init: He fan-in normal, biases 0 (the stem's as in torch), s = 1, classifier N(0, 1 / fan-in).
 
-The paper leaves open over what mu and sigma are taken. Its official code uses the whole batch (``norm='tensor'``), its
-appendix the channels of a pixel (``norm='l2'``). Here each image has its own (``norm='sample'``): the signal of the
-official code, but an image's logits do not depend on its neighbours in the batch. Biases, scalars and coefficients
-follow the official code, whose alpha^2 + beta^2 is 1 ... 1 + 1/L - 1/(2L - 1), not 1 as equation 4 asks.
-Table 4's ablations are ``scale=False`` (no s) and ``residual_scaling=False`` (no alpha, beta).
+The paper doesn't say over which numbers the mean and the variance are taken. Its official code takes the whole batch
+(``norm='tensor'``), its appendix the channels of a pixel (``norm='l2'``). Here each image has its own mean and
+variance (``norm='sample'``). The signal is that of the official code, but the logits of an image don't depend on the
+other images of the batch. Biases, scalars and coefficients follow the official code. Its alpha^2 + beta^2 lies
+between 1 and 1 + 1/L - 1/(2L - 1); equation 4 asks for 1.
+
+``scale=False`` (no s) and ``residual_scaling=False`` (no alpha and no beta) are the ablations of Table 4.
 """
 
 from functools import partial
 from typing import Any
 
 import torch
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from ..folding.blocks import PostBlock
 from ..layers.input_norm import InputNormConv2d
+from ..net.branch import ResidualBlock, add_scalar
 from ..net.foreign import resnet_names
 from ..net.layout import Site, cifar, imagenet, imagenet_basic
-from ..net.network import ResNet, drop_path, pooled_projection, shortcut, squeeze_excite
+from ..net.network import ResNet
+from ..net.parts import check_rates, late_dropout, pooled_projection, shortcut
 from ..net.registry import CIFAR, IMAGENET, register
 
 
-class EUNBlock(nn.Module):
-    """x' = relu(alpha h(x) + beta s F(x)), F of two or three EUNConvs with ReLU between."""
+class EUNBlock(ResidualBlock):
+    """x' = relu(alpha h(x) + beta s F(x)), with EUNConvs in F and h."""
+
+    scale: Tensor
 
     def __init__(
         self,
         site: Site,
+        norm: str,
+        scale: bool,
+        residual_scaling: bool,
+        drop_conv_rate: float,
+        attn_layer: str | None = None,
+        **dd: Any,
+    ):
+        super().__init__()
+        conv = partial(InputNormConv2d, norm=norm, **dd)
+        k = site.depth - 1 + site.index
+        self.alpha = (k / (k + 1)) ** 0.5 if residual_scaling else 1.0
+        self.beta = site.depth**-0.5 if residual_scaling else 1.0
+        self.downsample = shortcut(site, pooled_projection, conv)
+        self.add_branch(site, conv, drop=late_dropout(site, drop_conv_rate), attn_layer=attn_layer, **dd)
+        add_scalar(self, 'scale', 1.0, learned=scale, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x if self.downsample is None else self.downsample(x)
+        return torch.add(self.scaled_branch(x, self.beta * self.scale), h, alpha=self.alpha).relu()
+
+    def fuse(self) -> PostBlock:
+        """The block at inference, with beta s in the last convolution and alpha in the shortcut's where it has one."""
+        return PostBlock.of(self, skip=self.alpha, gain=self.beta, scalar=self.scale)
+
+
+class EUNNet(ResNet):
+    """EUNNet.
+
+    Args:
+        norm: Over which numbers an EUNConv takes mean and variance: 'sample', 'tensor' or 'l2'.
+        scale: Whether each block has a learned scalar s.
+        residual_scaling: Whether alpha and beta are those of the equation; else both are 1.
+        drop_conv_rate: Rate of Dropout2d after each convolution of F in stages 3 and 4.
+        args, kwargs: As of :class:`~nf_zoo.net.network.ResNet`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
         norm: str = 'sample',
         scale: bool = True,
         residual_scaling: bool = True,
         drop_conv_rate: float = 0.0,
-        attn_layer: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ):
-        super().__init__()
-        dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        conv = partial(InputNormConv2d, norm=norm, **dd)
-        k, depth = site.depth - 1 + site.index, site.depth
-        self.alpha = (k / (k + 1)) ** 0.5 if residual_scaling else 1.0
-        self.beta = depth**-0.5 if residual_scaling else 1.0
-        self.downsample = shortcut(site, partial(pooled_projection, conv=conv))
-        first, second, *third = site.convs
-        self.conv1 = conv(**first)
-        self.conv2 = conv(**second)
-        self.conv3 = conv(**third[0]) if third else None
-        self.drop = nn.Dropout2d(drop_conv_rate) if drop_conv_rate and site.stage >= 2 else nn.Identity()
-        self.attn = squeeze_excite(attn_layer, site.out_chs, **dd)
-        self.drop_path = drop_path(site)
-        self.scale = nn.Parameter(torch.ones(1, **dd)) if scale else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = x if self.downsample is None else self.downsample(x)
-        # beta s is a factor of the last convolution's weight: a product beta s F would keep F for backward.
-        s = self.beta * self.scale if self.scale is not None else None
-        factor = s if self.attn is None else None
-        f = self.drop(self.conv1(x)).relu_()
-        if self.conv3 is None:
-            f = self.conv2(f, factor)
-        else:
-            f = self.conv3(self.drop(self.conv2(f)).relu_(), factor)
-        f = self.drop(f)
-        if self.attn is not None:
-            f = 2 * self.attn(f)
-        if factor is None:
-            f = f * (self.beta if s is None else s)
-        return torch.add(self.drop_path(f), h, alpha=self.alpha).relu_()
-
-    def fuse(self) -> PostBlock:
-        """The block at inference: beta s in the last convolution, alpha in the shortcut's where it has one."""
-        plain = reparameterize_model(self)
-        convs = plain.conv1, plain.conv2, plain.conv3
-        gain = self.beta if plain.scale is None else self.beta * plain.scale.detach()
-        if plain.attn is not None:
-            gain = 2 * gain
-        return PostBlock(convs, plain.downsample, plain.attn, skip=self.alpha, gain=gain)
-
-
-class EUNNet(ResNet):
-    """Method keywords: ``norm``, ``scale``, ``residual_scaling``, ``drop_conv_rate`` (Dropout2d in stages 3 and 4)."""
-
-    def conv(self, shape: dict[str, Any], **dd: Any) -> nn.Conv2d:
-        return InputNormConv2d(**shape, norm=self.block_args.get('norm', 'sample'), **dd)
-
-    def block(self, site: Site, **kwargs: Any) -> nn.Module:
-        return EUNBlock(site, **kwargs)
+        check_rates(drop_conv_rate=drop_conv_rate)
+        block = partial(
+            EUNBlock, norm=norm, scale=scale, residual_scaling=residual_scaling, drop_conv_rate=drop_conv_rate
+        )
+        super().__init__(*args, conv=partial(InputNormConv2d, norm=norm), block=block, **kwargs)
 
     def init_weights(self) -> None:
         for name, module in self.named_modules():
@@ -114,7 +111,7 @@ class EUNNet(ResNet):
 
     @staticmethod
     def checkpoint_filter(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """The official code's weights too; they mean ``norm='tensor'``."""
+        """Also takes the weights of the official code, which are meant for ``norm='tensor'``."""
         return {k.replace('._scale', '.scale'): v for k, v in resnet_names(state_dict, model).items()}
 
 

@@ -3,83 +3,69 @@ NeurIPS 2020, arXiv:2002.10444; the pre-activation network of Brock, De, Smith (
 
 .. math:: x_l = h(x_{l-1}) + s_l F_l(z), \qquad z = a(x_{l-1})
 
-F is three (CIFAR layouts: two) plain convolutions with the activation a between, s a learned scalar per block that
-starts at 0. h is the identity of x or, where the shape changes, a strided 1x1 convolution of z (CIFAR layouts: He et
-al.'s parameter-free shortcut of z). Every convolution but the stem's has a bias.
+F is three (CIFAR layouts: two) plain convolutions with the activation a between them. Each block has a learned scalar
+s. h is the identity of x; where the shape changes it is a strided 1x1 convolution of z (CIFAR layouts: He et al.'s
+parameter-free shortcut of z). Every convolution but the stem's has a bias.
 
-Init: s = 0, so that the network starts as the identity path; He fan-in normal, biases 0, classifier 0. Biases and
-scalars are not decayed (Brock, De, Smith).
+Init: s = 0, so that the network starts as its identity path; He fan-in normal, biases 0, classifier 0. Biases and
+scalars aren't decayed (Brock, De, Smith).
 
-DeepMind's code draws the weights with variance 1 / fan-in, here it is 2 / fan-in, He's for ReLU. Squeeze-and-excite
-stands before s.
+DeepMind's code draws the weights with variance 1 / fan-in. Here it is 2 / fan-in, as He et al. derive for ReLU.
+``scale=False`` removes s: the plain residual network, whose variance grows with every block. Squeeze-and-excite comes
+before s.
 """
 
 from functools import partial
 from typing import Any
 
 import torch
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from ..folding.blocks import PreBlock
 from ..layers.affine_conv import AffineConv2d
-from ..net.layout import Site, cifar, conv_shape, imagenet, imagenet_basic
-from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
+from ..net.branch import ResidualBlock, add_scalar
+from ..net.layout import Site, cifar, imagenet, imagenet_basic
+from ..net.network import ResNet
+from ..net.parts import shortcut, strided_projection
 from ..net.registry import CIFAR, IMAGENET, register
 
 
-class SkipInitBlock(nn.Module):
+class SkipInitBlock(ResidualBlock):
     """x' = h + s F(z), z = a(x)."""
 
-    def __init__(
-        self,
-        site: Site,
-        attn_layer: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
+    skip_gain: Tensor
+
+    def __init__(self, site: Site, scale: bool, attn_layer: str | None = None, **dd: Any):
         super().__init__()
-        dd: dict[str, Any] = dict(device=device, dtype=dtype)
         conv = partial(AffineConv2d, **dd)
-        first, second, *third = site.convs
-        self.downsample = shortcut(site, lambda s: conv(**conv_shape(s.in_chs, s.out_chs, 1, s.stride)))
-        self.conv1 = conv(**first)
-        self.conv2 = conv(**second)
-        self.conv3 = conv(**third[0]) if third else None
-        self.attn = squeeze_excite(attn_layer, site.out_chs, **dd)
-        self.drop_path = drop_path(site)
-        self.skip_gain = nn.Parameter(torch.zeros(1, **dd))
+        self.downsample = shortcut(site, strided_projection, conv)
+        self.add_branch(site, conv, attn_layer=attn_layer, **dd)
+        add_scalar(self, 'skip_gain', 0.0, learned=scale, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = x.relu()
+        z = self.act(x)
         h = x if self.downsample is None else self.downsample(z)
-        # s is a factor of the last convolution's weight: a product s F would keep F for backward.
-        s = self.skip_gain if self.attn is None else None
-        f = self.conv1(z).relu_()
-        if self.conv3 is None:
-            f = self.conv2(f, s)
-        else:
-            f = self.conv3(self.conv2(f).relu_(), s)
-        if self.attn is not None:
-            f = 2 * self.skip_gain * self.attn(f)
-        return h + self.drop_path(f)
+        return h + self.scaled_branch(z, self.skip_gain)
 
     def fuse(self) -> PreBlock:
-        """The block at inference: s in the last convolution."""
-        plain = reparameterize_model(self)
-        convs = plain.conv1, plain.conv2, plain.conv3
-        gain = self.skip_gain if self.attn is None else 2 * self.skip_gain
-        return PreBlock(convs, plain.downsample, plain.attn, gain=gain)
+        """The block at inference, with s in the last convolution."""
+        return PreBlock.of(self, scalar=self.skip_gain)
 
 
 class SkipInitResNet(ResNet):
+    """SkipInit.
+
+    Args:
+        scale: Whether each block has a learned scalar s; else s is 1.
+        args, kwargs: As of :class:`~nf_zoo.net.network.ResNet`.
+    """
+
     preact = True
 
-    def conv(self, shape: dict[str, Any], **dd: Any) -> nn.Conv2d:
-        return AffineConv2d(**shape, bias=False, **dd)
-
-    def block(self, site: Site, **kwargs: Any) -> nn.Module:
-        return SkipInitBlock(site, **kwargs)
+    def __init__(self, *args: Any, scale: bool = True, **kwargs: Any):
+        super().__init__(
+            *args, conv=partial(AffineConv2d, bias=False), block=partial(SkipInitBlock, scale=scale), **kwargs
+        )
 
     def init_weights(self) -> None:
         for module in self.modules():

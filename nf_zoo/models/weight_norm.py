@@ -3,22 +3,23 @@ arXiv:2008.07970, sections 3.2 and 3.3.
 
 .. math:: x_l = \mathrm{relu}(h(x_{l-1}) + F_l(x_{l-1})), \qquad W' = g\, v / |v|
 
-The ResNet of He et al. without batch normalization; every convolution (F's, the shortcut's, the stem's) has a
-normalised weight and a bias, so that there are as many parameters as with batch normalization. h is the identity or,
-where the shape changes, a strided 1x1 convolution (CIFAR layouts: He et al.'s parameter-free shortcut).
-:meth:`WNResNet.clip_grad` is the paper's other half: gradients are clipped to a norm that changes with the epoch.
+The ResNet of He et al. without batch normalization. Every convolution (of F, of the shortcut, the stem) has a
+normalised weight and a bias, so that there are as many parameters as with batch normalization. h is the identity;
+where the shape changes it is a strided 1x1 convolution (6n + 2 layouts: He et al.'s parameter-free shortcut). The
+paper's other half is :meth:`WNResNet.clip_grad`: gradients are clipped to a norm that changes with the epoch.
 
-Init: He fan-out normal, g = |v|, biases 0, classifier as in torch: at first the network is the plain one without
-normalization, in which the variance of features and gradients grows with every block.
+Init: He fan-out normal, g = |v|, biases 0, classifier as in torch. At first the network is therefore the plain one
+without normalization, in which the variance of features and gradients grows with every block.
 
 Weights of a ResNet with batch normalization are converted when they are loaded: v is the original filter,
 g = |v| gamma / sigma, and the bias takes up the rest (:func:`nf_zoo.layers.std_conv.without_batch_norm`). The outputs
-stay the same, so timm's tags of the ResNets are tags of these networks too.
+stay the same, so the tags of timm's ResNets are tags of these networks too.
 
-The paper leaves open: the init (this is what a wrapper around torchvision's network gives); whether the stem and the
-shortcuts are normalised and biased too; where its dropout is, and at what rate (here ``drop_conv_rate``, 0 by default:
-of single activations, before every convolution of F but the first); the logarithm in the clipping, which it calls both
-reducing and increasing (here increasing); weight decay. Squeeze-and-excite stands after the last convolution.
+The paper leaves open: the init (here that of torchvision's network, wrapped); whether the stem and the shortcuts are
+normalised and have biases; where its dropout is, and at what rate (here ``drop_conv_rate``, 0 by default: of single
+activations, before every convolution of F but the first); the logarithm in the clipping, which it calls both reducing
+and increasing (here increasing); weight decay. ``weight_norm=False`` gives plain convolutions with biases: the
+network that the paper trains with clipping alone. Squeeze-and-excite follows the last convolution.
 """
 
 import math
@@ -26,72 +27,61 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
 from ..folding.blocks import PostBlock
 from ..layers.std_conv import WeightNormConv2d
 from ..net.batch_norm_weights import weight_norm_weights
-from ..net.layout import Site, cifar, conv_shape, imagenet, imagenet_basic
-from ..net.network import ResNet, drop_path, shortcut, squeeze_excite
+from ..net.branch import ResidualBlock
+from ..net.layout import Site, cifar, imagenet, imagenet_basic
+from ..net.network import ResNet
+from ..net.parts import check_rates, shortcut, strided_projection
 from ..net.registry import CIFAR, IMAGENET, register
 
 
-class WNBlock(nn.Module):
-    """x' = relu(h(x) + F(x)), F of two or three weight-normalised convolutions with ReLU between."""
+class WNBlock(ResidualBlock):
+    """x' = relu(h(x) + F(x)), with weight-normalised convolutions in F and h."""
 
     def __init__(
-        self,
-        site: Site,
-        drop_conv_rate: float = 0.0,
-        attn_layer: str | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, site: Site, conv: type[nn.Conv2d], drop_conv_rate: float, attn_layer: str | None = None, **dd: Any
     ):
         super().__init__()
-        dd: dict[str, Any] = dict(device=device, dtype=dtype)
-        conv = partial(WeightNormConv2d, **dd)
-        first, second, *third = site.convs
-        self.downsample = shortcut(site, lambda s: conv(**conv_shape(s.in_chs, s.out_chs, 1, s.stride)))
-        self.conv1 = conv(**first)
-        self.conv2 = conv(**second)
-        self.conv3 = conv(**third[0]) if third else None
-        self.drop = nn.Dropout(drop_conv_rate) if drop_conv_rate else nn.Identity()
-        self.attn = squeeze_excite(attn_layer, site.out_chs, **dd)
-        self.drop_path = drop_path(site)
+        make = partial(conv, **dd)
+        self.downsample = shortcut(site, strided_projection, make)
+        drop = nn.Dropout(drop_conv_rate) if drop_conv_rate else None
+        self.add_branch(site, make, drop=drop, attn_layer=attn_layer, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         h = x if self.downsample is None else self.downsample(x)
-        f = self.conv2(self.drop(self.conv1(x).relu_()))
-        if self.conv3 is not None:
-            f = self.conv3(self.drop(f.relu_()))
-        if self.attn is not None:
-            f = 2 * self.attn(f)
-        return (h + self.drop_path(f)).relu_()
+        return (h + self.branch(x)).relu()
 
     def fuse(self) -> PostBlock:
         """The block at inference."""
-        plain = reparameterize_model(self)
-        convs = plain.conv1, plain.conv2, plain.conv3
-        return PostBlock(convs, plain.downsample, plain.attn, gain=1.0 if self.attn is None else 2.0)
+        return PostBlock.of(self)
 
 
 class WNResNet(ResNet):
-    """Method keyword: ``drop_conv_rate``."""
+    """Weight-normalised ResNet.
 
-    def conv(self, shape: dict[str, Any], **dd: Any) -> nn.Conv2d:
-        return WeightNormConv2d(**shape, **dd)
+    Args:
+        weight_norm: Whether the weights are normalised; else the convolutions are plain ones with biases.
+        drop_conv_rate: Dropout rate before every convolution of F but the first.
+        args, kwargs: As of :class:`~nf_zoo.net.network.ResNet`.
+    """
 
-    def block(self, site: Site, **kwargs: Any) -> nn.Module:
-        return WNBlock(site, **kwargs)
+    def __init__(self, *args: Any, weight_norm: bool = True, drop_conv_rate: float = 0.0, **kwargs: Any):
+        check_rates(drop_conv_rate=drop_conv_rate)
+        conv = WeightNormConv2d if weight_norm else nn.Conv2d
+        super().__init__(*args, conv=conv, block=partial(WNBlock, conv=conv, drop_conv_rate=drop_conv_rate), **kwargs)
 
     checkpoint_filter = staticmethod(weight_norm_weights)
 
     def init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, WeightNormConv2d):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Conv2d) and '.attn.' not in name:
                 nn.init.kaiming_normal_(module.weight, mode='fan_out', nonlinearity='relu')
-                module.gain.copy_(module.norm())
+                if isinstance(module, WeightNormConv2d):
+                    module.gain.copy_(module.norm())
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 

@@ -220,9 +220,8 @@ class _Builder:
         given: dict[str, Any] = dict(pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay)
         if self.owned and self.owned.takes(kwargs):
             return self.owned.entry(pretrained=pretrained, **given, **kwargs)
-        feature_cfg: dict[str, Any] = dict(flatten_sequential=True)
-        if self.name.endswith('_cifar'):
-            feature_cfg['out_indices'] = tuple(range(len(self.make.keywords['depths'])))
+        levels = self.make.keywords['layout'](depths=self.make.keywords['depths']).levels
+        feature_cfg: dict[str, Any] = dict(flatten_sequential=True, out_indices=tuple(range(levels)))
         return build_model_with_cfg(
             make, self.name, pretrained, **given, pretrained_filter_fn=self.filter_fn, feature_cfg=feature_cfg, **kwargs
         )

@@ -1,6 +1,5 @@
 """What Brock, De, Smith (2021) claim of the signal of NF-ResNets, as numbers."""
 
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -12,22 +11,11 @@ from torch import nn
 from nf_zoo import signal_propagation
 from nf_zoo.analysis.figure_nets import halve_attention
 from nf_zoo.analysis.signal import BlockSignal
-from nf_zoo.net.layout import Layout, Site, imagenet
 
 
 def measured(model: nn.Module, x: torch.Tensor) -> list[BlockSignal]:
     """The rows of the blocks, forward alone."""
     return signal_propagation(model, x, backward=False)[1:]
-
-
-def narrow(*, depths: tuple[int, ...], output_stride: int = 32) -> Layout:
-    """NF-ResNet of a quarter of the width: the claims hold for every width."""
-
-    def quarter(site: Site) -> Site:
-        return replace(site, in_chs=site.in_chs // 4, mid_chs=site.mid_chs // 4, out_chs=site.out_chs // 4)
-
-    plan = imagenet(depths=depths, output_stride=output_stride)
-    return replace(plan, stem_chs=16, stages=tuple(tuple(map(quarter, stage)) for stage in plan.stages))
 
 
 def awake(name: str, circular: bool = True, **kwargs) -> nn.Module:
@@ -52,7 +40,7 @@ def additions(depths: tuple[int, ...]) -> list[int]:
 def test_the_variance_grows_by_alpha_squared_with_each_addition(depths, attn_layer):
     # Squeeze-and-excite's gates differ from image to image: twice their mean is 1, twice their mean square is more.
     slack = 1 if attn_layer is None else 2
-    model = awake('dm_nf_resnet50', layout=narrow, depths=depths, attn_layer=attn_layer)
+    model = awake('dm_nf_resnet50', width=0.25, depths=depths, attn_layer=attn_layer)
     rows = measured(model, torch.randn(8, 3, 64, 64))
     for row, n in zip(rows, additions(depths), strict=True):
         assert row.variance == pytest.approx(1 + n * 0.04, rel=0.15 * slack)
@@ -61,7 +49,7 @@ def test_the_variance_grows_by_alpha_squared_with_each_addition(depths, attn_lay
 
 
 def test_zero_padding_only_lowers_it():
-    make = partial(awake, 'dm_nf_resnet50', layout=narrow, depths=(3, 4, 6, 3))
+    make = partial(awake, 'dm_nf_resnet50', width=0.25, depths=(3, 4, 6, 3))
     rows = measured(make(circular=False), torch.randn(8, 3, 64, 64))
     for row, n in zip(rows, additions((3, 4, 6, 3)), strict=True):
         assert 0.5 * (1 + n * 0.04) < row.variance < 1.1 * (1 + n * 0.04)
@@ -83,7 +71,7 @@ def test_average_pooling_quarters_the_variance_and_nothing_else_does():
 def test_timms_form_grows_alike_relative_to_what_enters_the_stage():
     """Its pooled shortcuts and the stem's gamma change the level; the block is homogeneous in it."""
     depths = (4, 4, 4, 4)
-    rows = measured(awake('nf_resnet50', layout=narrow, depths=depths), torch.randn(8, 3, 64, 64))
+    rows = measured(awake('nf_resnet50', width=0.25, depths=depths), torch.randn(8, 3, 64, 64))
     for i in range(4):
         first, *others = rows[4 * i : 4 * i + 4]
         for n, row in enumerate(others, 2):
@@ -92,7 +80,7 @@ def test_timms_form_grows_alike_relative_to_what_enters_the_stage():
 
 @pytest.mark.parametrize('name', ['dm_nf_resnet50', 'nf_resnet50'])
 def test_squeeze_excite_keeps_the_signal_because_of_its_factor_two(name):
-    make = partial(awake, name, layout=narrow, depths=(2, 2, 2, 2))
+    make = partial(awake, name, width=0.25, depths=(2, 2, 2, 2))
     x = torch.randn(8, 3, 64, 64)
     plain, kept = (measured(make(attn_layer=layer), x) for layer in (None, 'se'))
     model = make(attn_layer='se')

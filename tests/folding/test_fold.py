@@ -19,7 +19,7 @@ from nf_zoo.folding.network import fold
 from nf_zoo.layers.affine_conv import AffineConv2d, PreBiasConv2d
 from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
 from nf_zoo.layers.std_conv import WeightConv2d
-from nf_zoo.net.network import PadShortcut
+from nf_zoo.net.parts import PadShortcut
 
 # Shallow networks of every family, and the products left in them; -1: EUNNet's normalisation, which stays, and timm's
 # pooling with SAME padding have operators of their own.

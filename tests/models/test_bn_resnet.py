@@ -7,7 +7,7 @@ from torch import nn
 
 from nf_zoo.analysis.catalogue import measure
 from nf_zoo.folding.network import fold
-from nf_zoo.net.network import PadShortcut
+from nf_zoo.net.parts import PadShortcut
 
 
 @pytest.mark.parametrize(

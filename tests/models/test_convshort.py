@@ -92,13 +92,13 @@ def test_a_block_is_its_equation(family: str, bottleneck: bool, transition: bool
 
 @per_family
 def test_weights_have_exactly_the_rules_mean_and_deviation(family: str) -> None:
-    for init in ('fan_out', 'brock'):
+    for init in ('fan_out', 'fan_in', 'brock'):
         model = timm.create_model(f'{family}50_cifar', depths=(2, 1, 1, 1), init=init)
         convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         assert len(convs) == 1 + 3 * 5 + (5 if family == 'convshort_resnet' else 4)
         for conv in convs:
             fan = conv.kernel_size[0] ** 2 * (conv.out_channels if init == 'fan_out' else conv.in_channels)
-            variance = (2 if init == 'fan_out' else 2 / (1 - 1 / math.pi)) / fan
+            variance = (2 / (1 - 1 / math.pi) if init == 'brock' else 2) / fan
             weight = conv.weight.double()
             rows = weight.flatten(1) if init == 'brock' else weight.view(1, -1)
             deviation, mean = torch.std_mean(rows, dim=1, correction=0)
@@ -136,8 +136,8 @@ def test_learned_scalars_start_as_the_identity() -> None:
 
 @per_family
 def test_an_unknown_init_is_one_line(family: str) -> None:
-    with pytest.raises(UserError, match="init='fan_in': use one of fan_out, brock; did you mean 'fan_out'"):
-        timm.create_model(f'{family}18_cifar', device='meta', init='fan_in')
+    with pytest.raises(UserError, match="init='fan_otu': use one of fan_out, fan_in, brock; did you mean 'fan_out'"):
+        timm.create_model(f'{family}18_cifar', device='meta', init='fan_otu')
 
 
 def test_a_resnets_convolutions_leave_the_other_shortcuts_as_they_are() -> None:

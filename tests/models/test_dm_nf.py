@@ -4,11 +4,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import get_act_layer
 from torch import Tensor, nn
 
 import nf_zoo  # noqa: F401
 from nf_zoo.analysis.catalogue import multiply_adds
+from nf_zoo.errors import UserError
 from nf_zoo.layers.std_conv import GAMMA, WSConv2d
+from nf_zoo.net.parts import GammaAct
 
 
 def parameters(name: str, **kwargs) -> int:
@@ -165,8 +168,34 @@ def test_stochastic_depth_rises_by_one_nth_of_the_rate():
 
 def test_the_activation_keeps_the_variance():
     x = torch.randn(1_000_000, dtype=torch.float64)
-    for name, gamma in GAMMA.items():
-        assert (gamma * getattr(F, name)(x)).var().item() == pytest.approx(1, abs=0.01)
+    for name in GAMMA:
+        assert GammaAct(name)(x).var().item() == pytest.approx(1, abs=0.01)
+        assert torch.equal(GammaAct(name, 3.0)(x), 3.0 * GammaAct(name, 1.0)(x))
+
+
+@pytest.mark.parametrize('name', ['dm_nf_resnet50', 'dm_nf_regnet_b0'])
+def test_the_activation_and_its_gamma_are_keywords(name):
+    x = torch.randn(1, 3, 32, 32)
+
+    def logits(**kwargs):
+        torch.manual_seed(0)
+        model = timm.create_model(name, depths=(1, 1, 1, 1), **kwargs).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        acts = [module for module in model.modules() if isinstance(module, GammaAct)]
+        with torch.no_grad():
+            return acts, model(x)
+
+    default, expected = logits()
+    for act in ('relu', 'silu', 'gelu', 'identity'):
+        kind = get_act_layer(act)
+        acts, found = logits(act_layer=act)
+        assert {type(a.act) for a in acts} == {kind} and {a.gamma for a in acts} == {GAMMA[act]}
+        assert torch.equal(found, expected) == isinstance(default[0].act, kind)
+    acts, found = logits(gamma=1.0)
+    assert {a.gamma for a in acts} == {1.0} and not torch.allclose(found, expected)
+    with pytest.raises(UserError, match="act_layer='sliu': use one of relu, silu, gelu, identity; did you mean 'silu'"):
+        timm.create_model(name, device='meta', act_layer='sliu')
 
 
 def test_standardised_weights():

@@ -70,8 +70,7 @@ def test_forward_is_the_equation(kwargs):
     for block in (b for stage in model.stages for b in stage):
         h = x if block.downsample is None else conv(block.downsample.conv, block.downsample.pool(x))
         f = conv(block.conv3, conv(block.conv2, conv(block.conv1, x).relu()).relu())
-        s = 1.0 if block.scale is None else block.scale
-        expected = (block.alpha * h + block.beta * s * f).relu()
+        expected = (block.alpha * h + block.beta * block.scale * f).relu()
         x = block(x)
         torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10)
 

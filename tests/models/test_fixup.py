@@ -126,7 +126,7 @@ def test_the_scalar_follows_squeeze_excite():
         block.conv3.weight.normal_()
         x = torch.randn(1, 64, 8, 8)
         full, h = block(x), block.downsample(x)
-        f = 2 * block.attn(block.conv3(block.conv2(block.conv1(x).relu()).relu()))
+        f = block.attn(block.conv3(block.conv2(block.conv1(x).relu()).relu()))
         torch.testing.assert_close(full, (h + f).relu())
         block.scale.fill_(-0.5)
         block.bias3b.fill_(0.25)

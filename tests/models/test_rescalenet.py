@@ -176,13 +176,13 @@ def test_the_branch_and_its_scalar():
     for kwargs in ({}, dict(scale=False), dict(residual_scaling=False), dict(attn_layer='se')):
         block = timm.create_model(SMALL, **kwargs).stages[0][1].eval()
         with torch.no_grad():
-            s = block.scale.fill_(-0.7) if block.scale is not None else 1.0
+            s = 1.0 if 'scale' in kwargs else block.scale.fill_(-0.7)
             f = block.conv2.weight.new_tensor(0.0)
             for conv in (block.conv1, block.conv2):
                 conv.pre_bias.normal_()
                 before = f.relu() if f.dim() else x
                 f = F.conv2d(before + conv.pre_bias.view(-1, 1, 1), conv.weight, padding=1)
-            f = f if block.attn is None else 2 * block.attn(f)
+            f = block.attn(f)
             alpha, beta = (1, 1) if 'residual_scaling' in kwargs else ((9 / 10) ** 0.5, 1 / 3)
             torch.testing.assert_close(block(x), (alpha * x + beta * s * f).relu())
 
