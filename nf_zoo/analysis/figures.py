@@ -304,7 +304,7 @@ def figure_size(name: str, full: bool = False, **given: Any) -> Size:
         UserError: no such figure.
     """
     if name not in FIGURES:
-        raise UserError(f"no figure '{name}'{nearest(name, FIGURES)}; there are {', '.join(FIGURES)}")
+        raise UserError(f"no figure '{name}': there are {', '.join(FIGURES)}{nearest(name, FIGURES)}")
     return replace(FIGURES[name].full if full else FIGURES[name].quick, **given)
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ..text import columns, say
 from .parser import JSON, Add, Command, count
 
 if TYPE_CHECKING:
-    from ..analysis.plots import Curve, Panel
+    from ..analysis.plots import Curve
     from ..analysis.signal import BlockSignal
 
 HEADS = {
@@ -76,17 +76,14 @@ def _networks(args: argparse.Namespace) -> tuple[dict[str, 'Curve'], dict[str, s
         if not args.awake and all(row.share == 0 for row in rows[1:]):
             verdicts[name] += ' (--awake starts them at 1)'
     if args.output:
-        panels = [Panel(list(curves.values()), [(field, '')], log=args.log) for field in HEADS if 'var' in field]
-        means = Panel(list(curves.values()), [('squared_mean', '')], log=args.log)
+        fields = ('squared_mean', 'variance', 'branch_variance', 'gradient_variance')
+        # Gradients grow by orders of magnitude in most networks, those with batch normalization too.
+        panels = [Panel(list(curves.values()), [(field, '')], log=args.log or 'gradient' in field) for field in fields]
         state = 'pretrained' if args.pretrained else 'at initialisation' + (', awake' if args.awake else '')
         what = f'of {args.images}' if args.images else f'N(0, 1), seed {args.seed}'
         title = ', '.join(curves) if len(curves) < 4 else f'{len(curves)} networks'
-        draw(args.output, f'Signal propagation: {title}', _grid([means, *panels]), f'{state}; {n} images {what}')
+        draw(args.output, f'Signal propagation: {title}', [panels[:2], panels[2:]], f'{state}; {n} images {what}')
     return curves, verdicts
-
-
-def _grid(panels: Sequence['Panel']) -> list[list['Panel']]:
-    return [list(panels[:2]), list(panels[2:])]
 
 
 def _figure(args: argparse.Namespace) -> tuple[dict[str, 'Curve'], dict[str, str]]:
@@ -191,7 +188,7 @@ def _options(add: Add) -> None:
     add(
         '--blocks', nargs='+', metavar='MODULE', help='names of the residual blocks (they are found by their additions)'
     )
-    add('--log', action='store_true', help='logarithmic y axes')
+    add('--log', action='store_true', help='all y axes logarithmic; that of the gradients always is')
 
 
 COMMAND = Command(

@@ -3,10 +3,16 @@
 import argparse
 import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..text import columns, say
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..analysis.trained import TrainedBlock
 
 HEADS = ('block', 'scalar', 'value', 'share', 'not 0', 'variance', 'largest', 'smallest', 'worst')
 
@@ -21,7 +27,8 @@ def show_trained(args: argparse.Namespace) -> None:
     if args.output:
         check_suffix(args.output)
     names = [args.name, *([args.beside] if args.beside else [])]
-    networks, found = {}, {}
+    networks: dict[str, tuple[nn.Module, Sequence[TrainedBlock]]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in names:
         model = open_network(name, pretrained=True)
         x = pictures(model, args.images, args.batch_size) if args.images else noise(model, args.batch_size)
