@@ -27,6 +27,7 @@ from .data.fingerprint import fingerprint, same_data
 from .data.memory import seed_everything
 from .diagnosis import layer_of_the_gradient, layer_of_the_output
 from .evaluation import accuracies, totals
+from .gradient_histogram import GradientHistogram
 from .gradients import Gradients
 from .processes import Processes, share_out
 from .progress import Interrupted, Progress, StopSignal, Waiting
@@ -116,6 +117,8 @@ class Run:
         self.optimizer = build.build_optimizer(recipe, self.model, self.images)
         self.scheduler, self.epochs = build.build_scheduler(recipe, self.optimizer, self.steps)
         self.gradients = Gradients(self.model, recipe, self.device)
+        watched = recipe.log_gradients
+        self.histogram = GradientHistogram(self.model, watched, folder) if watched else None
         groups = self.optimizer.param_groups
         self.plain_group = min(range(len(groups)), key=lambda i: abs(groups[i]['lr_scale'] - 1))
         self.lr = groups[self.plain_group]['lr']
@@ -211,6 +214,8 @@ class Run:
         state.save(self)
         self.log(f'{text}, {clock.evaluated():.1f} s')
         self.record.plot(row)
+        if self.histogram and self.processes.first:
+            self.histogram.close_epoch(epoch, self.record.tensorboard)
         if self.waited > SLOW_LOADER:
             self.log(
                 f'the loader is too slow: training waited for it {self.waited:.0%} of the epoch; '
@@ -251,6 +256,8 @@ class Run:
         with Progress(f'epoch {epoch + 1}/{self.epochs}', start, self.steps, self.log, self.bar) as progress:
             for step in range(start, self.steps):
                 total += self.backward(batches, epoch, step)
+                if self.histogram:
+                    self.histogram.add()
                 norm = self.gradients.clip(epoch)
                 if self.device.type == 'cpu' and not math.isfinite(norm):  # elsewhere looking would wait for the device
                     raise self.no_number('the gradient', layer_of_the_gradient(model))
@@ -374,6 +381,8 @@ class Run:
             sha256=hashlib.sha256(weights).hexdigest(),
             bytes=len(weights),
         )
+        if self.histogram and self.processes.first:
+            self.histogram.draw()
         record.finish(weights, result, self.log)
         self.log(f'top 1 {result.metrics["top1"]:.2f} % on {self.scored} images; written to {self.folder}')
         return dataclasses.asdict(result)

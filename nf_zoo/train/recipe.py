@@ -166,6 +166,9 @@ class Recipe:
     val_interval: int = _key(1, 'epochs between two evaluations; the last epoch always has one', COUNT)
     log_interval: int = _key(50, 'updates between two lines of the log', COUNT)
     log_tensorboard: bool = _key(False, 'write TensorBoard events too')
+    log_gradients: str = _key(
+        '', 'name of a layer, such as stages.1.1.conv2: write a histogram of its gradients each epoch'
+    )
     checkpoint_hist: int = _key(2, 'number of checkpoints to keep', COUNT)
     recovery_interval: int = _key(
         0, 'updates between two checkpoints within an epoch', Range(least=0, most=1_000_000_000, off=True)
@@ -221,7 +224,7 @@ class Recipe:
 
 
 OWN = frozenset(
-    'clip_sched crop_pad log_tensorboard train_sizes val_img_size'.split()
+    'clip_sched crop_pad log_gradients log_tensorboard train_sizes val_img_size'.split()
 )  # keys that timm's train.py hasn't
 # The keys that `--resume --change` may change: what an unstable run needs.
 CHANGEABLE = frozenset(
@@ -237,7 +240,7 @@ GROUPS = {
     'seed': 'run',
 }
 _NOT_THE_RESULT = frozenset(
-    'checkpoint_hist data_dir dataset_download device experiment log_interval log_tensorboard output '
+    'checkpoint_hist data_dir dataset_download device experiment log_gradients log_interval log_tensorboard output '
     'recovery_interval resume val_interval workers'.split()
 )
 TYPES: dict[str, Any] = get_type_hints(Recipe)
