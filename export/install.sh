@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the kits and their tests need and is not there yet: Debian's packages (as root), and npm's from the lock files.
+# Installs what the kits and their tests need: missing Debian packages (as root), and npm's packages from the lock files.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -22,7 +22,7 @@ if ((${#missing[@]})); then
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
-# onnxruntime-node's package has the CPU library; its script would fetch the one for CUDA.
+# The package of onnxruntime-node has the CPU library. Its install script would fetch the CUDA library.
 export ONNXRUNTIME_NODE_INSTALL=skip
 for kit in node browser; do
     npm ci --prefix "$kit" --no-audit --no-fund --loglevel=error

@@ -29,6 +29,7 @@ GN          plain, no bias         group normalization          h + F (a control
 import importlib
 from typing import Any
 
+from . import _interrupt  # noqa: F401 (comes first: it handles Ctrl-C during the imports below)
 from .folding.network import fold
 from .models import (  # noqa: F401 (importing a page registers its models)
     bn_resnet,

@@ -1,8 +1,8 @@
 """The package's whole job on real data: `make demo`, or `python -m nf_zoo.demo --output DIR` in a checkout.
 
 One process fine-tunes the bundled CIFAR-10 weights on scikit-learn's scans of handwritten digits and publishes the
-result into a hub folder. A second one, which knows nothing but that folder, loads the weights by name, folds the
-network, exports it to ONNX and runs it in ONNX Runtime. All must give the same answers on digits that were held out.
+result into a hub folder. A second process knows nothing but that folder. It loads the weights by name, folds the
+network, exports it to ONNX and runs it in ONNX Runtime. All of them must give the same predictions on held-out digits.
 """
 
 import argparse
@@ -23,17 +23,20 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from . import _interrupt
+from .cli.parser import Parser, fail
 from .errors import CheckFailed, UserError
 from .net.registry import list_models
+from .text import say
 
 MODEL, TAG = 'eunnet20_cifar', 'digits'
-RECIPE = Path(__file__).parent.parent / 'configs' / 'digits' / f'{MODEL}.yaml'
-ACCURACY = 97.0  # percent
-TOLERANCE = 1e-3  # of logits
+RECIPE = f'digits/{MODEL}'
+LEAST_ACCURACY = 97.0  # percent
+LOGIT_TOLERANCE = 1e-3
 
 
 class Steps(dict[str, float]):
-    """Seconds of each step; each is announced when it starts."""
+    """The seconds of each step by its text, which is printed when the step starts."""
 
     @contextmanager
     def __call__(self, text: str) -> Iterator[None]:
@@ -44,7 +47,7 @@ class Steps(dict[str, float]):
 
 
 def evaluate_bundled(data_dir: str) -> None:
-    """The bundled weights on CIFAR-10's 10,000 test images."""
+    """Score the bundled weights on CIFAR-10's 10,000 test images."""
     from .train import evaluate
 
     for name in list_models('*_cifar'):
@@ -55,7 +58,7 @@ def evaluate_bundled(data_dir: str) -> None:
 
 
 def fine_tune(output: Path, steps: Steps) -> None:
-    """The first process: CIFAR-10's weights in, weights for digits out, into output/hub."""
+    """The first process: fine-tune CIFAR-10's weights on digits, and publish the result into output/hub."""
     from .hub.publishing import publish
     from .train import load_recipe, train
 
@@ -66,7 +69,7 @@ def fine_tune(output: Path, steps: Steps) -> None:
 
 
 def deploy(output: Path, steps: Steps) -> dict[str, Any]:
-    """The second process: from a name to ONNX Runtime. Returns what the table shows."""
+    """The second process: from a name to ONNX Runtime. Returns the content of the table."""
     import onnxruntime
 
     from .export import export_onnx
@@ -113,40 +116,40 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def draw(images: Tensor, labels: Tensor, probabilities: Tensor, path: Path) -> None:
-    """Ten held-out digits, one of each, as a PNG with their predictions."""
+    """Ten held-out digits, one of each, as a PNG with the prediction and the truth above each."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout='constrained')
+    figure = Figure(figsize=(9, 5), layout='constrained')
+    figure.suptitle('Held-out digits: prediction, its probability, and the true class (red: wrong)')
     for digit, axes in enumerate(np.ravel(figure.subplots(2, 5))):
         index = int(np.flatnonzero(labels == digit)[0])
         value, guess = probabilities[index].max(0)
         axes.imshow(images[index].permute(1, 2, 0))
-        axes.set_title(f'{guess.item()}  ({value:.1%})', color='black' if guess == digit else 'red')
+        title = f'predicted {guess.item()} ({value:.1%})\ntrue {digit}'
+        axes.set_title(title, fontsize='medium', color='black' if guess == digit else 'red')
         axes.set_axis_off()
     figure.savefig(path, dpi=100)
 
 
 def report(found: dict[str, Any], output: Path) -> None:
-    """Print the table; raises CheckFailed when it isn't what it must be."""
+    """Print the table. Raises `CheckFailed` if the predictions differ or the accuracy is too low."""
     count, correct, gap = found['count'], found['correct'], found['gap']
     print(f'\n{"held-out digits":<32}{"correct":>12}{"accuracy":>11}{"largest difference":>20}')
     for key, right in correct.items():
         print(f'{key:<32}{f"{right} of {count}":>12}{f"{100 * right / count:.2f} %":>11}{gap[key]:>20.1e}')
     print('\nnodes of the ONNX graph: {} before folding, {} after'.format(*found['nodes']))
-    print('(in the folded one, the normalisation is in the elementary operators that ONNX Runtime runs fastest)')
+    print('(the folded graph normalises by the elementary operators that ONNX Runtime runs fastest)')
     print('\nseconds')
     for key, seconds in found['seconds'].items():
         print(f'{key:<32}{seconds:>12.2f}')
     print(f'\nTen of the digits with their predictions: {output / "digits.png"}')
-    if len(set(correct.values())) > 1 or not max(gap.values()) <= TOLERANCE:
+    if len(set(correct.values())) > 1 or not max(gap.values()) <= LOGIT_TOLERANCE:
         raise CheckFailed('PyTorch, the folded network and ONNX Runtime differ (see the table)')
-    if min(correct.values()) < ACCURACY / 100 * count:
-        raise CheckFailed(f'fewer than {ACCURACY:g} % of the digits are right (see the table)')
+    if min(correct.values()) < LEAST_ACCURACY / 100 * count:
+        raise CheckFailed(f'fewer than {LEAST_ACCURACY:g} % of the digits are right (see the table)')
 
 
 def run(output: Path, data_dir: str | None) -> None:
-    if not RECIPE.is_file():
-        raise UserError(f'{RECIPE} is not there; run the demo in a checkout, by `make demo`')
     if data_dir:
         evaluate_bundled(data_dir)
     for old in ('run', 'hub'):
@@ -161,24 +164,24 @@ def run(output: Path, data_dir: str | None) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog='python -m nf_zoo.demo', description='The whole job on real data.')
+    """Run the demo; returns the exit code."""
+    _interrupt.restore()
+    parser = Parser(prog='python -m nf_zoo.demo', description='The whole job on real data.')
     parser.add_argument('--output', type=Path, default=Path('demo-output'), metavar='DIR', help='folder to write into')
-    parser.add_argument(
-        '--data-dir', metavar='DIR', help='evaluate the bundled *_cifar weights too, on the CIFAR-10 there'
-    )
+    text = 'evaluate the bundled *_cifar weights too, on the CIFAR-10 there'
+    parser.add_argument('--data-dir', metavar='DIR', help=text)
     parser.add_argument('--deploy', action='store_true', help=argparse.SUPPRESS)  # the second process
-    args = parser.parse_args()
     try:
+        args = parser.parse_args()
         if args.deploy:
             (args.output / 'report.json').write_text(json.dumps(deploy(args.output, Steps())))
         else:
             run(args.output.resolve(), args.data_dir)
         return 0
     except (UserError, CheckFailed, OSError) as error:
-        print(f'nf-zoo: error: {error}', file=sys.stderr)
-        return 1 if isinstance(error, CheckFailed) else 2
+        return fail(error)
     except KeyboardInterrupt:
-        print('nf-zoo: interrupted', file=sys.stderr)
+        say('nf-zoo: interrupted', sys.stderr)
         return 130
 
 

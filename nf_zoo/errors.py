@@ -40,12 +40,13 @@ def extra(module: str, name: str) -> Any:
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the best candidate, or an empty string when none is close.
 
-    A candidate that begins with ``name`` comes first, then one that consists of its initials (``--lr`` for
-    ``--learning-rate``), then the most similar one.
+    A candidate that begins with ``name`` comes first, then one with a typing error, then one that consists of the
+    initials of ``name`` (``--lr`` for ``--learning-rate``), then the most similar one.
     """
     names = list(candidates)
     longer = sorted((c for c in names if c.startswith(name)), key=len) if len(name.strip('-')) > 2 else []
     initials = ''.join(word[0] for word in re.split('[-_ ]+', name) if word)
     short = [c for c in names if len(initials) > 1 and c.strip('-') == initials]
-    found = [*longer, *short, *get_close_matches(name, names, n=1, cutoff=0.6)]
+    close = [get_close_matches(name, names, n=1, cutoff=cutoff) for cutoff in (0.85, 0.6)]
+    found = [*longer, *close[0], *short, *close[1]]
     return f"; did you mean '{found[0]}'?" if found else ''

@@ -104,7 +104,7 @@ def files() -> dict[Path, str]:
             manifest = row['manifest']
             size = facts(row['model'])  # of these weights: their classes, their pixels
             weights.append(
-                f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size["parameters"]:,} | {size["MACs"]:,} '
+                f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size.parameters:,} | {size.macs:,} '
                 f'| {manifest["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
             )
             metrics, minutes = manifest['metrics'], manifest['seconds'] / 60

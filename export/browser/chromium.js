@@ -1,4 +1,4 @@
-// Headless Chromium for tests and timings; the page itself has no use for this.
+// Starts headless Chromium for tests and timings. The page itself doesn't need this file.
 
 import { chromium } from 'playwright-core';
 

@@ -1,19 +1,20 @@
 import { InferenceSession, Tensor, env } from 'onnxruntime-web';
 import { best, prepare, readFacts } from './model.js';
 
-env.wasm.numThreads = 1; // more need headers (COOP, COEP) that a plain file server doesn't send
+env.wasm.numThreads = 1; // several threads need headers (COOP, COEP) that a plain file server doesn't send
 
 const $ = (id) => document.getElementById(id);
 const networks = {}; // by name: a promise of { facts, run }
-let image; // what was chosen or drawn last: { name, data, width, height }
-let turn = 0; // an answer that a newer question has overtaken is dropped
+let image; // the image that was chosen or drawn last: { name, data, width, height }
+let turn = 0; // the result for an older image or network is dropped
 
 async function load(name) {
   const response = await fetch(`${name}.onnx`);
   if (!response.ok) throw new Error(`${name}.onnx isn't beside this page (${response.status}); the README says how to write it.`);
   const bytes = new Uint8Array(await response.arrayBuffer());
-  const facts = readFacts(bytes);
-  const session = await InferenceSession.create(bytes);
+  const wrong = (error) => Promise.reject(new Error(`${name}.onnx: ${error.message.split('\n')[0]}`));
+  const facts = await Promise.resolve(bytes).then(readFacts).catch(wrong);
+  const session = await InferenceSession.create(bytes).catch(wrong);
   const run = async (input) => {
     const results = await session.run({ [session.inputNames[0]]: new Tensor('float32', input, [1, ...facts.inputSize]) });
     return results[session.outputNames[0]].data;
@@ -28,6 +29,7 @@ async function classify() {
   try {
     const { facts, run } = await (networks[name] ??= load(name));
     const [channels, height, width] = facts.inputSize;
+    $('drawing').hidden = !knowsDigits(facts);
     $('about').textContent = `${facts.model}, ${width} × ${height} pixels, ${channels === 1 ? 'grey' : 'colour'}`;
     if (!image || mine !== turn) return;
     const input = prepare(image, facts);
@@ -40,6 +42,10 @@ async function classify() {
     show([], error.message);
   }
 }
+
+/** Whether a drawn digit means anything to the network: ten classes whose names, if it has any, end in a digit. */
+const knowsDigits = ({ classNames, numClasses }) =>
+  classNames ? classNames.length === 10 && classNames.every((name) => /^\D*\d$/.test(name)) : numClasses === 10;
 
 function show(answer, status) {
   $('status').textContent = status;
@@ -100,7 +106,7 @@ function move(x, y) {
     ink.stroke();
   }
   Object.assign(pen, { x, y });
-  $('pen').style.translate = `${(x * canvas.clientWidth) / canvas.width}px ${(y * canvas.clientHeight) / canvas.height}px`;
+  Object.assign($('pen').style, { left: `${(100 * x) / canvas.width}%`, top: `${(100 * y) / canvas.height}%` });
 }
 
 function lower(down) {

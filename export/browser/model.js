@@ -1,48 +1,83 @@
-// All but the runtime: what an exported file says of itself, an image as the network's input, its most probable classes.
+// Everything but the runtime: it reads the metadata of an exported file, prepares an image as the network's input, and finds
+// the most probable classes.
 
-// What Pillow calls bilinear and bicubic: how far the filter reaches, and its value at a distance within.
+// Pillow's bilinear and bicubic filters: the reach of each, and its value at a distance within the reach.
 const FILTERS = {
   bilinear: [1, (x) => 1 - x],
   bicubic: [2, (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : (((x - 5) * x + 8) * x - 4) * -0.5)],
 };
-const BITS = 22; // Pillow weighs 8-bit pixels in fixed point
+const BITS = 22; // Pillow multiplies 8-bit pixels by weights in fixed point
+const RATIO = 64; // of an image with a longer side only the middle counts, so that resizing doesn't make it huge
+const LARGEST = 16384; // pixels of a side of the network's input
+const KEYS = ['input_size', 'mean', 'std', 'crop_pct', 'class_names', 'num_classes'];
 
-/** The metadata of an ONNX file's bytes. */
+/**
+ * The metadata of an ONNX file's bytes: how to prepare an image and what the classes are called.
+ * Throws an Error with a one-line message for bytes that are no such file.
+ */
 export function readFacts(bytes) {
   const text = new TextDecoder();
-  const strings = {};
+  const strings = new Map();
   for (const [field, entry] of messages(bytes)) {
     if (field !== 14) continue; // ModelProto.metadata_props; a pair's key is its field 1, its value field 2
-    const pair = Object.fromEntries(messages(entry));
-    strings[text.decode(pair[1])] = text.decode(pair[2]);
+    const pair = new Map(messages(entry));
+    strings.set(text.decode(pair.get(1)), text.decode(pair.get(2)));
   }
-  const { interpolation, crop_mode } = strings;
-  if (!FILTERS[interpolation]) throw new Error(`interpolation ${interpolation} is not one of ${Object.keys(FILTERS)}`);
-  if (crop_mode !== 'center') throw new Error(`crop_mode ${crop_mode} is not supported, only center`);
-  const [inputSize, mean, std, cropPct, classNames] = ['input_size', 'mean', 'std', 'crop_pct', 'class_names'].map(
-    (key) => JSON.parse(strings[key] ?? 'null'),
-  );
-  return { model: strings.model, interpolation, inputSize, mean, std, cropPct, classNames };
+  const read = (key) => {
+    try {
+      return JSON.parse(strings.get(key) ?? 'null');
+    } catch {
+      throw new Error(`its metadata are damaged (${key})`);
+    }
+  };
+  const [inputSize, mean, std, cropPct, classNames, numClasses] = KEYS.map(read);
+  const [interpolation, cropMode] = ['interpolation', 'crop_mode'].map((key) => strings.get(key));
+  const numbers = (list, length, good) => Array.isArray(list) && list.length === length && list.every(good);
+  const isSide = (value) => Number.isInteger(value) && value > 0 && value <= LARGEST;
+  if (!numbers(inputSize, 3, isSide)) throw new Error('it has no metadata of an image size; `nf-zoo export` writes such a file');
+  if (![mean, std].every((list) => numbers(list, inputSize[0], Number.isFinite)) || std.includes(0)) {
+    throw new Error('its metadata are damaged (mean, std)');
+  }
+  if (![1, 3].includes(inputSize[0])) throw new Error(`it takes ${inputSize[0]} channels; image files give 3 or 1`);
+  if (!(cropPct > 0.01 && cropPct <= 1)) throw new Error('its metadata are damaged (crop_pct)');
+  if (classNames !== null && !numbers(classNames, classNames.length, (name) => typeof name === 'string')) {
+    throw new Error('its metadata are damaged (class_names)');
+  }
+  if (!Object.hasOwn(FILTERS, interpolation)) {
+    throw new Error(`interpolation ${printable(interpolation)} is not one of ${Object.keys(FILTERS).join(', ')}`);
+  }
+  if (cropMode !== 'center') throw new Error(`crop_mode ${printable(cropMode)} is not supported, only center`);
+  const model = printable(strings.get('model') ?? 'a network');
+  return { model, interpolation, inputSize, mean, std, cropPct, classNames: classNames?.map(printable) ?? null, numClasses };
 }
 
-/** The fields of a protobuf message that are messages or strings, as [number, bytes]. */
+/** Text from a file without control characters, which could move a terminal's cursor. */
+const printable = (text) => String(text).replace(/\p{C}/gu, '?');
+
+/** The fields of a protobuf message that are messages or strings, as [number, bytes]. Throws at damaged bytes. */
 function* messages(bytes) {
   let at = 0;
+  const damaged = () => new Error('it is no ONNX file, or a damaged one');
   const varint = () => {
-    for (let value = 0, unit = 1; ; unit *= 128) {
+    for (let value = 0, unit = 1, i = 0; i < 10; i++, unit *= 128) {
+      if (at >= bytes.length) throw damaged();
       const byte = bytes[at++];
       value += (byte & 127) * unit;
       if (byte < 128) return value;
     }
+    throw damaged();
   };
   while (at < bytes.length) {
     const tag = varint();
-    const kind = tag & 7;
-    if (kind === 2) {
-      const length = varint();
-      yield [tag >>> 3, bytes.subarray(at, (at += length))];
-    } else if (kind === 0) varint();
-    else at += kind === 1 ? 8 : 4;
+    const kind = tag % 8;
+    let length = 0;
+    if (kind === 0) varint();
+    else if (kind === 1 || kind === 5) length = kind === 1 ? 8 : 4;
+    else if (kind === 2) length = varint();
+    else throw damaged();
+    if (length > bytes.length - at) throw damaged();
+    if (kind === 2) yield [Math.floor(tag / 8), bytes.subarray(at, at + length)];
+    at += length;
   }
 }
 
@@ -50,7 +85,8 @@ function* messages(bytes) {
  * The network's input, [channels, height, width], from an image's RGBA bytes: over white, resized and cropped, to the
  * last bit as Pillow, torchvision and timm do it.
  */
-export function prepare({ data, width, height }, { inputSize, mean, std, cropPct, interpolation }) {
+export function prepare(image, { inputSize, mean, std, cropPct, interpolation }) {
+  const { data, width, height } = middle(image);
   const [channels, ...size] = inputSize;
   const goal = size.map((side) => Math.floor(side / cropPct));
   const sides = [height, width];
@@ -64,7 +100,7 @@ export function prepare({ data, width, height }, { inputSize, mean, std, cropPct
   });
   const across = (pixels) => resample(pixels, width, channels, columns);
   const down = (pixels) => resample(pixels, height, pixels.length / height, rows);
-  // Pillow 13 begins with the height where that shrinks by far more pixels; each step rounds, so it matters.
+  // Pillow 13 resizes the height first if it shrinks by far more pixels. Each step rounds, so the order matters.
   const tall = height - whole[0] > Math.max(0, 2 * (width - whole[1]));
   let pixels = opaque(data, channels);
   pixels = tall ? across(down(pixels)) : down(across(pixels));
@@ -75,6 +111,20 @@ export function prepare({ data, width, height }, { inputSize, mean, std, cropPct
     input[channel * area + (i - channel) / channels] = (pixels[i] / 255 - mean[channel]) / std[channel];
   }
   return input;
+}
+
+/** The middle of a very long image: all that the crop can need of it. */
+function middle({ data, width, height }) {
+  const side = RATIO * Math.min(width, height);
+  const [left, top] = [width, height].map((length) => Math.floor(Math.max(0, length - side) / 2));
+  if (!left && !top) return { data, width, height };
+  const [columns, rows] = [width - 2 * left, height - 2 * top];
+  const cut = new Uint8ClampedArray(4 * columns * rows);
+  for (let row = 0; row < rows; row++) {
+    const start = 4 * ((top + row) * width + left);
+    cut.set(data.subarray(start, start + 4 * columns), 4 * row * columns);
+  }
+  return { data: cut, width: columns, height: rows };
 }
 
 function opaque(rgba, channels) {
@@ -88,7 +138,7 @@ function opaque(rgba, channels) {
   return out;
 }
 
-/** For each new pixel, the first old one that counts, and how much it and those after it do. */
+/** For each new pixel, the first old pixel that it depends on, and the weights of that pixel and the next ones. */
 function weights(from, to, [reach, filter]) {
   const scale = from / to;
   const stretch = Math.max(scale, 1);

@@ -1,5 +1,5 @@
-// Uses the page as people do, in headless Chromium: node test.js URL FOLDER image.png ...
-// Prints what it answered, as JSON, and leaves the drawings and screenshots in FOLDER.
+// Uses the page in headless Chromium as people do: node test.js URL FOLDER image.png ...
+// Prints the page's predictions as JSON, and leaves the drawings and screenshots in FOLDER.
 
 import { readFile, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';

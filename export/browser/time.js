@@ -1,5 +1,5 @@
-// How fast the page is, in headless Chromium: node time.js URL image.png ...
-// Prints the seconds from opening the page to the first answer, and to the last.
+// Measures the page's speed in headless Chromium: node time.js URL image.png ...
+// Prints the seconds from opening the page to the first prediction, and to the last one.
 
 import { basename } from 'node:path';
 import { launch } from './chromium.js';

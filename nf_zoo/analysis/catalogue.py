@@ -1,8 +1,10 @@
-"""What is known of the registered models: the table of `nf-zoo list` and the facts of `nf-zoo info`."""
+"""What the package has: the tables of `nf-zoo list` and `nf-zoo recipes`, and the facts of `nf-zoo info`."""
 
+import fnmatch
 import json
 import re
 import sys
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,28 +14,90 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import UserError, nearest
+from ..errors import CheckFailed, UserError, nearest
 from ..hub import weights
-from ..hub.folder import open_folder
-from ..hub.index import index
+from ..inference.loading import Source, resolve
 from ..net.registry import list_models
+from ..text import clean
+from ..train import recipes
+from ..train.recipe import load_recipe
 
-SIZES = Path(__file__).with_name('models.json')  # {name: {params, macs}}; a test measures each of them again
+SIZES_FILE = Path(__file__).with_name('models.json')  # {name: {params, macs}}; a test measures each of them again
 
 
-class Row(NamedTuple):
-    """``macs``: for one image of ``input`` (channels, height, width). ``weights``: tag -> top-1 in percent or None."""
+class ModelRow(NamedTuple):
+    """A line of `nf-zoo list`: a NAME, or with ``--pretrained`` a NAME.TAG, whose numbers are those of the weights.
+
+    ``macs``: for one image of ``input`` (channels, height, width). ``weights``: tag -> top-1 in percent or None.
+    """
 
     name: str
     params: int
     macs: int
-    input: tuple[int, int, int]
+    input: tuple[int, ...]
     weights: dict[str, float | None]
     paper: str
 
 
-def rows(pattern: str = '', pretrained: bool = False) -> list[Row]:
-    """The models whose name contains ``pattern`` or matches it as a wildcard; ``pretrained``: only those with weights.
+class RecipeRow(NamedTuple):
+    """A line of `nf-zoo recipes`: a recipe's name, what it trains on what, and the first line of its comment."""
+
+    name: str
+    model: str
+    dataset: str
+    epochs: int
+    title: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Size, cost, paper and weights of one model, for `nf-zoo info`.
+
+    Attributes:
+        model: The name.
+        paper: The citation.
+        parameters: How many there are.
+        macs: Multiply-adds for one image of ``input`` (channels, height, width).
+        classes: How many there are.
+        weights: By tag, where they are and what is known of them.
+    """
+
+    model: str
+    paper: str
+    parameters: int
+    macs: int
+    input: tuple[int, ...]
+    classes: int
+    weights: dict[str, dict[str, Any]]
+
+    def __str__(self) -> str:
+        size = ' x '.join(map(str, self.input))
+        lines = [
+            f'model       {self.model}',
+            f'paper       {clean(self.paper)}',
+            f'parameters  {self.parameters:,}',
+            f'MACs        {self.macs:,}',
+            f'input       {size}',
+            f'classes     {self.classes:,}',
+            f'weights     {"" if self.weights else "none"}'.rstrip(),
+        ]
+        for tag, entry in self.weights.items():
+            known = ', '.join(f'{key} {_in_words(value)}' for key, value in entry.items() if value is not None)
+            lines.append(f'  {clean(tag):<10}{known}')
+        return '\n'.join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON shows."""
+        found = {'model': self.model, 'paper': self.paper, 'parameters': self.parameters, 'MACs': self.macs}
+        return found | {'input': list(self.input), 'classes': self.classes, 'weights': self.weights}
+
+
+def rows(pattern: str = '', pretrained: bool = False) -> list[ModelRow]:
+    """The models whose name contains ``pattern`` or matches it as a wildcard.
+
+    Args:
+        pattern: Such as 'eunnet' or 'eunnet*_cifar'.
+        pretrained: A row for each NAME.TAG with weights, with the size of the network that these are for.
 
     Raises:
         UserError: there is none.
@@ -41,39 +105,63 @@ def rows(pattern: str = '', pretrained: bool = False) -> list[Row]:
     found = list_models(pattern if set(pattern) & set('*?[') else f'*{pattern}*')
     if not found:
         raise UserError(f"no model matches '{pattern}'{nearest(pattern, list_models())}")
-    pinned = index()
     table = []
     for name in found:
-        tags = {tag: pinned.get(f'{name}.{tag}', {}).get('top1') for tag in _tags(name)}
-        if tags or not pretrained:
-            size = _sizes().get(name) or measure(name)
-            paper = _citation(_page(name))
-            table.append(Row(name, **size, input=timm.get_pretrained_cfg(name).input_size, weights=tags, paper=paper))
+        tags = {tag: _top1(name, tag) for tag in _tags(name)}
+        paper = _citation(_page(name))
+        if not pretrained:
+            input_size = timm.get_pretrained_cfg(name).input_size
+            table.append(ModelRow(name, **_size(name), input=input_size, weights=tags, paper=paper))
+        for tag, top1 in tags.items() if pretrained else ():
+            size = _size_of_weights(name, tag)
+            if size is not None:
+                table.append(ModelRow(f'{name}.{tag}', **size, weights={tag: top1}, paper=paper))
     return table
 
 
-def facts(name_tag: str) -> dict[str, Any]:
-    """Size, cost, paper and weights of one model, measured on the model itself.
+def recipe_rows(pattern: str = '') -> list[RecipeRow]:
+    """The recipes whose name contains ``pattern`` or matches it as a wildcard.
 
     Raises:
-        UserError: no registered name.
+        UserError: there is none.
     """
-    from ..inference.loading import load_model
+    glob = pattern if set(pattern) & set('*?[') else f'*{pattern}*'
+    table = []
+    for name in fnmatch.filter(recipes.names(), glob):
+        recipe = load_recipe(name)
+        title = recipes.locate(name).read_text(encoding='utf-8').partition('\n')[0].strip('# .')
+        table.append(RecipeRow(name, recipe.model, recipe.dataset, recipe.epochs, title))
+    if not table:
+        raise UserError(f"no recipe matches '{pattern}'{nearest(pattern, recipes.names())}")
+    return table
 
-    if ':' in name_tag:
-        raise UserError(f"'{name_tag}' is not a registered name (`nf-zoo list` shows them)")
-    name, _, tag = name_tag.partition('.')
-    model = load_model(name_tag, pretrained=False, device='meta')
-    config = model.pretrained_cfg
-    return {
-        'model': name,
-        'paper': config.get('paper_name') or ' '.join(_page(name).strip().partition('\n\n')[0].split()),
-        'parameters': sum(p.numel() for p in model.parameters()),
-        'MACs': multiply_adds(model, *config['input_size']),
-        'input': list(config['input_size']),
-        'classes': model.num_classes,
-        'weights': {t: _weights(name, t) for t in _tags(name) if tag in ('', t)},
-    }
+
+def facts(name: str) -> ModelFacts:
+    """What is known of the network that ``name`` stands for (see `resolve`), measured on the network itself.
+
+    Of a NAME all its weights are listed, of a NAME.TAG or a run its own.
+
+    Raises:
+        UserError: there is no such model, or it isn't one of nf_zoo.
+    """
+    source = resolve(name, pretrained=False)
+    if source.architecture not in list_models():
+        raise UserError(f"'{name}' is not a model of nf_zoo (`nf-zoo list` shows them)")
+    model: Any = source.load(device='meta')
+    tags = [source.tag] if source.tag else [] if source.kind == 'run' else _tags(source.architecture)
+    found = {tag: _weights(source.architecture, tag) for tag in tags}
+    if source.kind in ('run', 'hub'):
+        found = {source.tag or 'run': _known(source)}
+    page = ' '.join(_page(source.architecture).strip().partition('\n\n')[0].split())
+    return ModelFacts(
+        model=source.architecture,
+        paper=model.pretrained_cfg.get('paper_name') or page,
+        parameters=sum(p.numel() for p in model.parameters()),
+        macs=multiply_adds(model, *model.pretrained_cfg['input_size']),
+        input=tuple(model.pretrained_cfg['input_size']),
+        classes=model.num_classes,
+        weights=found,
+    )
 
 
 def multiply_adds(model: nn.Module, *size: int) -> int:
@@ -93,10 +181,29 @@ def measure(name: str) -> dict[str, int]:
     return dict(params=params, macs=multiply_adds(model, *model.pretrained_cfg['input_size']))
 
 
+def _size(name: str) -> dict[str, int]:
+    return _sizes().get(name) or measure(name)
+
+
 @cache
 def _sizes() -> dict[str, dict[str, int]]:
-    sizes: dict[str, dict[str, int]] = json.loads(SIZES.read_bytes())
+    sizes: dict[str, dict[str, int]] = json.loads(SIZES_FILE.read_bytes())
     return sizes
+
+
+def _size_of_weights(name: str, tag: str) -> dict[str, Any] | None:
+    """params, macs and input of the network of published weights; None where a hub's files are damaged."""
+    default = timm.get_pretrained_cfg(name)
+    if f'{name}.{tag}' in timm.list_pretrained(f'{name}.*'):
+        cfg = timm.get_pretrained_cfg(f'{name}.{tag}')
+        if (cfg.input_size, cfg.num_classes) == (default.input_size, default.num_classes):
+            return {**_size(name), 'input': default.input_size}
+    try:
+        model: Any = resolve(f'{name}.{tag}', pretrained=False).load(device='meta')
+    except (UserError, CheckFailed):
+        return None
+    size = tuple(model.pretrained_cfg['input_size'])
+    return dict(params=sum(p.numel() for p in model.parameters()), macs=multiply_adds(model, *size), input=size)
 
 
 def _page(name: str) -> str:
@@ -115,17 +222,30 @@ def _citation(page: str) -> str:
 
 
 def _tags(name: str) -> list[str]:
-    """Tags of `name` that have weights, ours and timm's."""
-    return [found.partition('.')[2] for found in timm.list_models(f'{name}.*', pretrained=True)]
+    """Tags of ``name`` that have weights: the hubs' on the search path, the package's and timm's."""
+    theirs = [found.partition('.')[2] for found in timm.list_models(f'{name}.*', pretrained=True)]
+    return list(dict.fromkeys([*weights.known().get(name, []), *theirs]))
+
+
+def _top1(name: str, tag: str) -> float | None:
+    """The accuracy that the package's index or a hub's manifest tells, in percent."""
+    try:
+        top1: float | None = _weights(name, tag).get('top1')
+        return top1
+    except (UserError, CheckFailed):
+        return None
 
 
 def _weights(name: str, tag: str) -> dict[str, Any]:
-    found = weights.find(name, tag)
-    if found is None:
-        return {'at': f'hf://{timm.get_pretrained_cfg(f"{name}.{tag}").hf_hub_id}'}
-    if found.place.pinned:  # the index knows; the weights themselves may not be here yet
-        known = index()[found.name_tag]
-    else:
-        manifest = open_folder(found).manifest
-        known = manifest | {key: manifest['metrics'].get(key) for key in ('top1', 'n')}
-    return {'at': str(found.place)} | {key: known.get(key) for key in ('dataset', 'top1', 'n', 'bytes', 'sha256')}
+    return _known(resolve(f'{name}.{tag}'))
+
+
+def _known(source: Source) -> dict[str, Any]:
+    metrics = source.facts.get('metrics') or {}
+    known = {**source.facts, **{key: metrics.get(key) for key in ('top1', 'n')}}
+    found = {key: known.get(key) for key in ('dataset', 'top1', 'n', 'bytes', 'sha256')}
+    return {'at': source.where} | ({} if source.kind == 'timm' else found)
+
+
+def _in_words(value: Any) -> str:
+    return f'{value:,}' if isinstance(value, int) else clean(value)

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -13,18 +14,24 @@ from ..train.progress import StopSignal
 from ..train.recipe import Recipe
 from .measure import BenchRow, interleaved
 
+RECIPE: dict[str, Any] = dict(model='eunnet20_cifar', smoothing=0.0, lr=0.01, sched_on_updates=True)
 
-def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20) -> list[BenchRow]:
-    """One epoch of the training engine and of a bare loop over the same model and batches, in turn."""
-    n = steps * 128
+
+def bench_engine(rounds: int = 7, steps: int = 20, **options: Any) -> list[BenchRow]:
+    """One epoch of the training engine and of a bare loop over the same model and batches, in turn.
+
+    Args:
+        rounds: Epochs of each that count.
+        steps: Updates of an epoch.
+        **options: Keys of a recipe, such as model and batch_size.
+    """
+    recipe = Recipe().with_options({**RECIPE, 'log_interval': steps, **options})
+    n = steps * recipe.batch_size
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
     sets = (MemorySet(images, torch.randint(0, 10, (n,)), [str(i) for i in range(10)]),) * 2
     with tempfile.TemporaryDirectory() as folder:
-        recipe = Recipe().with_options(
-            dict(model=model, output=folder, smoothing=0.0, lr=0.01, log_interval=steps, sched_on_updates=True)
-        )
-        run = Run(recipe, Path(folder), lambda line: None, False, sets=sets)
-        bare = run.model  # the same one: where another one's weights happen to lie makes a difference of some percent
+        run = Run(recipe.with_options({'output': folder}), Path(folder), lambda line: None, False, sets=sets)
+        bare = run.model  # the same model: the address of the weights changes the time by some percent
         optimizer = torch.optim.SGD(bare.parameters(), lr=0.01, momentum=0.9, nesterov=True)
         epoch = iter(range(10**6))
 
@@ -43,4 +50,6 @@ def bench_engine(rounds: int = 7, model: str = 'eunnet20_cifar', steps: int = 20
 
         with allocator.keep_freed():  # for both, as in a run
             times = interleaved({'engine': engine, 'loop': loop}, rounds)
-    return [BenchRow(f'{model}: training step', 'bare loop', times['engine'] / steps, times['loop'] / steps, 'ms')]
+    return [
+        BenchRow(f'{recipe.model}: training step', 'bare loop', times['engine'] / steps, times['loop'] / steps, 'ms')
+    ]

@@ -21,7 +21,7 @@ from ..train.progress import StopSignal
 from ..train.recipe import Recipe
 from .measure import BenchRow, interleaved
 
-# configs/cifar10/eunnet20_cifar.yaml, as far as an epoch's time depends on it.
+# The settings of configs/cifar10/eunnet20_cifar.yaml that an epoch's time depends on.
 RECIPE: dict[str, Any] = dict(
     model='eunnet20_cifar', batch_size=128, epochs=30, lr=0.1, weight_decay=5e-4, smoothing=0.0,
     train_sizes={0: 24, 16: 32}, sched_on_updates=True, warmup_epochs=3, amp=True,
@@ -30,9 +30,17 @@ IMAGES = 50_000
 
 
 def bench_epoch(rounds: int = 3, steps: int = 20, workers: int = 4, **options: Any) -> list[BenchRow]:
-    """Seconds of an epoch of CIFAR-10's 50,000 images, from ``steps`` updates in turn: at full size, and as the mean of
-    the recipe's epochs, most of which are on smaller crops. timm's side has its defaults: single pictures, random
-    resized crops and colour jitter in ``workers`` processes, which are kept over the rounds."""
+    """Seconds of an epoch of CIFAR-10's 50,000 images: at full size, and the mean of the recipe's epochs.
+
+    Most of the recipe's epochs have smaller crops. timm's side has timm's defaults: single pictures, random resized
+    crops and colour jitter, in worker processes that live as long as the bench.
+
+    Args:
+        rounds: Measurements that count.
+        steps: Updates of a measurement.
+        workers: timm's worker processes.
+        **options: Keys of a recipe in place of `RECIPE`'s.
+    """
     recipe = Recipe().with_options({**RECIPE, 'log_interval': steps, **options})
     n = steps * recipe.batch_size
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8)
@@ -113,7 +121,7 @@ def _timm(recipe: Recipe, images: MemorySet, steps: int, workers: int) -> Callab
 
 
 class _Transformed(MemoryPictures):
-    """With the place that timm's loader puts its transform in."""
+    """Pictures with the attribute that timm's loader assigns its transform to."""
 
     transform: Callable[[Any], Any] | None = None
 

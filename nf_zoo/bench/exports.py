@@ -1,8 +1,7 @@
-"""Exported networks, as ratios to peers: graphs, sizes, start-up and latency, all latencies interleaved in one run;
-and the programs of export/ that use them.
+"""Exported networks against their peers: nodes, bytes, start-up and latency; and the programs of export/.
 
-The peers: "timm nf" is timm's own ONNX export of its nf_resnet50, "BN" that of its resnet50, "floor" the same network
-without normalisation, "eager" the network in PyTorch as it was trained.
+The peers: "timm nf" is timm's ONNX export of its nf_resnet50, "BN" timm's export of its resnet50, "floor" the same
+network without normalisation, "eager" the unfolded network in PyTorch.
 """
 
 import statistics
@@ -29,7 +28,6 @@ from .kits import bench_kits
 from .measure import BenchRow, floor_of, interleaved
 
 Run = Callable[[Tensor], object]
-TOLERANCE = 1e-4
 NF, EUN = 'nf_resnet50', 'eunnet50'
 FORMATS: dict[str, Callable[..., ExportReport]] = {
     'ONNX': export_onnx,
@@ -40,9 +38,17 @@ FORMATS: dict[str, Callable[..., ExportReport]] = {
 
 
 def bench_export(rounds: int = 11, side: int = 224, formats: Sequence[str] = tuple(FORMATS)) -> list[BenchRow]:
-    """nf_resnet50 and eunnet50, folded, in every format, at batch 1 and 8 of ``side`` pixels.
+    """Measure nf_resnet50 and eunnet50, folded, in every format, at batch 1 and 8.
 
-    With one thread (``OMP_NUM_THREADS=1``) the time is the processor's, which other programs disturb little.
+    With one thread (``OMP_NUM_THREADS=1``) processor time is measured, because other programs disturb it little.
+
+    Args:
+        rounds: Measurements that count.
+        side: Height and width of the images in pixels.
+        formats: Keys of `FORMATS`.
+
+    Raises:
+        UserError: ONNX Runtime is missing.
     """
     extra('onnxruntime', 'export')
     with tempfile.TemporaryDirectory() as folder, _no_warnings():
@@ -58,7 +64,7 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
     reports: dict[str, ExportReport] = {}
     for name, model in models.items():
         for format in formats:
-            path = folder / f'{name} {format}.pt2'  # AOTInductor insists on this suffix, the others don't mind
+            path = folder / f'{name} {format}.pt2'  # AOTInductor accepts no other suffix; the other formats accept any
             try:
                 reports[f'{name} {format}'] = FORMATS[format](model, path, input_size=shape)
                 files[f'{name} {format}'] = path
@@ -93,7 +99,7 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
     weights = {name: sum(p.nbytes for p in model.parameters()) / 2**20 for name, model in models.items()}
     for name, report in reports.items():
         rows.append(
-            BenchRow(f'{name}: largest difference', 'allowed', 1e6 * report.max_rel_diff, 1e6 * TOLERANCE, 'e-6')
+            BenchRow(f'{name}: largest difference', 'allowed', 1e6 * report.max_rel_diff, 1e6 * report.tolerance, 'e-6')
         )
         rows.append(BenchRow(f'{name}: file', 'weights', size[name], weights[name.split()[0]], 'MiB'))
         rows.append(BenchRow(f'{name}: start-up', f'{NF} ONNX', start[name], start[mine], 'ms'))
@@ -131,14 +137,16 @@ def _options() -> Any:
 
 @cache
 def _make_pool() -> None:
-    """One pool for all sessions: a pool's threads spin for a while when they are done, which others would feel."""
+    """Make one thread pool for all sessions. Idle threads spin for a while, so the threads of a session's own pool
+    would slow down the next session.
+    """
     import onnxruntime
 
     onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
 
 
 def _nodes(path: Path, folder: Path) -> tuple[int, int]:
-    """Nodes of a file, and of what ONNX Runtime makes of it."""
+    """Nodes of a file, and nodes after ONNX Runtime has optimised it."""
     import onnx
     import onnxruntime
 
@@ -163,7 +171,7 @@ def _load(name: str, path: Path) -> Run:
 
 
 def _start_up(name: str, path: Path, x: Tensor) -> float:
-    """Milliseconds from the file to the first answer, the median of three."""
+    """Milliseconds from the file to the first prediction, the median of three."""
     found = []
     for _ in range(3):
         start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""The programs of export/ against one that does the same in PyTorch: time to the first answer, and of one picture more.
+"""The programs of export/ against a program that does the same in PyTorch.
 
-Each program of export/ is run with one picture and with some more, all in turn; a picture's time is that of its
-decoding, its preparation and the network. PyTorch and the browser say themselves when they have an answer: the first
-takes so long that the difference of two runs would be noise.
+Each program runs with one picture and with several. The two times give the time to the first prediction and the time of
+one more picture: decoding, preparation and the network. PyTorch and the browser report the time of each prediction
+themselves, because their first prediction takes so long that the difference of two runs would be noise.
 """
 
 import json
@@ -26,7 +26,7 @@ from .measure import BenchRow
 KITS = Path(__file__).parents[2] / 'export'
 PICTURES = 9
 
-# From the start to the first answer, and to the last, in seconds.
+# Seconds from the start to the first prediction, and to the last one.
 Program = Callable[[Sequence[Path]], tuple[float, float]]
 
 _EAGER = """
@@ -45,11 +45,15 @@ for image in images:
 def bench_kits(
     name: str, weights: Path, onnx: Path, torchscript: Path, folder: Path, rounds: int = 3
 ) -> list[BenchRow]:
-    """Rows for each kit that is there: its runtime installed, and this a checkout.
+    """Measure each kit whose runtime is installed. The kits are in a checkout alone.
 
     Args:
-        name: The model; ``weights`` are its own (safetensors), ``onnx`` and ``torchscript`` the exported files.
-        folder: An empty one, for pictures, the page and what is compiled.
+        name: The model.
+        weights: Its weights (safetensors).
+        onnx: Its ONNX file.
+        torchscript: Its TorchScript file.
+        folder: An empty folder for the pictures, the page and what is compiled.
+        rounds: Measurements that count.
     """
     programs: dict[str, Program] = {'PyTorch eager': partial(_eager, name, weights)}
     if (KITS / 'python').is_dir():
@@ -84,7 +88,7 @@ def bench_kits(
     rows = []
     peer = 'PyTorch eager'
     for program in list(programs)[1:]:
-        for what, times in (('start to first answer', firsts), ('one more picture', nexts)):
+        for what, times in (('start to first prediction', firsts), ('one more picture', nexts)):
             value, of = (statistics.median(times[p]) for p in (program, peer))
             rows.append(BenchRow(f'{program} kit, {name}: {what}', peer, value, of, 'ms'))
     return rows
@@ -118,7 +122,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(site: Path) -> Iterator[str]:
-    """The address of the browser kit's page, copied to ``site`` beside its networks and served as its README says."""
+    """Copy the browser kit's page into ``site``, where its networks are, serve it, and yield its address."""
     kit = KITS / 'browser'
     ignored = shutil.ignore_patterns('node_modules', '*.onnx')
     shutil.copytree(kit, site, ignore=ignored, dirs_exist_ok=True)
@@ -131,7 +135,7 @@ def served(site: Path) -> Iterator[str]:
 
 
 def _browser(site: Path, pictures: Sequence[Path]) -> tuple[float, float]:
-    """The page in a browser that runs already: from opening it on."""
+    """Time the page from its opening; the browser runs already."""
     with served(site) as page:
         command = ['node', KITS / 'browser' / 'time.js', page, *pictures]
         run = subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True)

@@ -15,7 +15,7 @@ from ..layers.std_conv import plain_conv
 
 @dataclass(frozen=True)
 class BenchRow:
-    """``ratio`` is ``value / peer_value``; values in ``unit``."""
+    """One measurement beside that of its peer. ``ratio`` is ``value / peer_value``; both values are in ``unit``."""
 
     what: str
     peer: str
@@ -39,9 +39,14 @@ def interleaved(
     clock: Callable[[], float] = time.perf_counter,
     warm: bool = False,
 ) -> dict[str, float]:
-    """Median milliseconds of each function; every round calls all of them in turn, the first is not counted.
+    """Median milliseconds of each function. A round calls all of them in turn; the first round isn't counted.
 
-    ``warm``: each is called once more before its counted call, so that it follows itself, as in a service.
+    Args:
+        functions: What to measure, by name.
+        rounds: How many rounds count.
+        clock: Gives seconds.
+        warm: Call each function once before its counted call. The counted call then follows a call of the same network,
+            as in a service that runs one network.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     for count in range(rounds + 1):
@@ -58,9 +63,9 @@ def interleaved(
 
 
 def floor_of(model: nn.Module) -> nn.Module:
-    """A copy, also of a folded network, in which nothing is normalised and every convolution is a plain one.
+    """A copy of a network, folded or not, that normalises nothing and has plain convolutions alone.
 
-    The weights are the same ones: where copies happen to lie makes a difference of some percent.
+    It shares the weights with ``model``, because the address of the weights changes the time by some percent.
     """
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()})
     for module in list(model.modules()):

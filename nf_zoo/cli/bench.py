@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, nearest
+from ..text import say
 from .parser import Add, Command
 
 if TYPE_CHECKING:
@@ -58,11 +59,12 @@ def bench(what: str) -> 'list[BenchRow]':
 
 
 def _bench(args: argparse.Namespace) -> None:
-    print(*bench(args.what), sep='\n')
+    for row in bench(args.what):
+        say(str(row))
 
 
 def _options(add: Add) -> None:
     add('what', nargs='?', default='all', metavar='WHAT', help=f'{", ".join(BENCHES)} or all (all)')
 
 
-COMMANDS = {'bench': Command('speed and memory, as ratios to peers', 'nf-zoo bench inference', _options, _bench)}
+COMMANDS = {'bench': Command('measure speed and memory as ratios to peers', 'nf-zoo bench inference', _options, _bench)}

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckFailed, UserError, nearest
-from .parser import JSON, Add, Command, count
+from ..text import clean, say
+from .parser import JSON, Add, Command, count, limit, output_file, print_json
 
+# Written again, so that the parser of every command needn't import the exporters; a test compares them.
 FORMATS = ('onnx', 'torchscript', 'pt2', 'aoti')
 DTYPES = ('float32', 'float16', 'int8')
 
@@ -19,24 +21,36 @@ def _export(args: argparse.Namespace) -> None:
     if (args.output is None) == (not args.check):
         raise UserError('give -o FILE to write, or --check to write nothing')
     from ..export.formats import SUFFIXES, export, format_of
-    from ..inference.loading import load_model
+    from ..inference.loading import resolve
 
     format = args.format or format_of(args.output)
+    if args.random and args.pretrained:
+        raise UserError('--random and --pretrained exclude one another')
     if args.all:
         _all(args, format)
         return
     if args.name is None:
         raise UserError('give the NAME of a model, or --all (`nf-zoo list` shows all names)')
+    source = resolve(args.name, pretrained=False)
+    if source.kind == 'run' and args.random:
+        raise UserError(f'{args.name} is a run, which has its weights; leave --random out')
+    if source.kind == 'random' and not args.random and not args.pretrained:
+        raise UserError(
+            f"'{args.name}' names no weights: give --pretrained for the best ones, NAME.TAG or the folder of a run for "
+            'others, or --random for an untrained network'
+        )
+    if not args.random:
+        source = resolve(args.name)
     with tempfile.TemporaryDirectory() as folder:
         path = args.output or Path(folder) / f'model{SUFFIXES[format]}'
-        model = load_model(args.name, args.pretrained)
-        report = export(model, path, format, input_size=args.input_size, **_options_of(args))
+        report = export(source.load(), path, format, input_size=args.input_size, **_options_of(args))
+    used = clean('random' if args.random else source.where)
     if args.json:
-        print(json.dumps(dataclasses.asdict(report), indent=2))
+        print_json(dataclasses.asdict(report) | {'weights': used})
         return
-    print(f'{"checked" if args.check else args.output}: {report}')
+    say(f'{"checked" if args.check else args.output}: {report}\nweights: {used}')
     if not report.top1 and (args.images or args.calibration):
-        print("no accuracy: the folder's subfolders are not the model's classes")
+        say("no accuracy: the folder's subfolders are not the model's classes")
 
 
 def _options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,6 +59,8 @@ def _options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _all(args: argparse.Namespace, format: str) -> None:
+    if args.output and not args.pretrained and not args.random:
+        raise UserError('give --pretrained, or --random for files of untrained networks')
     from tqdm import tqdm
 
     from ..export.survey import SurveyRow, survey
@@ -56,7 +72,7 @@ def _all(args: argparse.Namespace, format: str) -> None:
         raise UserError(f"no model matches '{pattern}'{nearest(pattern, list_models())}")
     left = max(map(len, names))
     if not args.json:
-        print(SurveyRow.head(left))
+        say(SurveyRow.head(left))
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         given = dict(pretrained=args.pretrained, input_size=args.input_size, **_options_of(args))
@@ -69,22 +85,37 @@ def _all(args: argparse.Namespace, format: str) -> None:
 
 
 def _options(add: Add) -> None:
-    add('name', nargs='?', metavar='NAME', help='a model name, with or without a tag; with --all a pattern of names')
-    add('-o', '--output', type=Path, metavar='FILE', help='the file to write (with --all, a folder)')
-    add('--format', choices=FORMATS, help="what to write (by FILE's suffix: .pt torchscript, .pt2 pt2, others onnx)")
-    add('--dtype', choices=DTYPES, help='ONNX: type of the weights, int8 for static quantisation (float32)')
-    add('--pretrained', action='store_true', help='with the pretrained weights; random ones otherwise')
-    add('--no-fold', dest='fold', action='store_false', help="keep the method's graph instead of folding it")
+    add(
+        'name',
+        nargs='?',
+        metavar='NAME',
+        help='NAME.TAG, the folder of a run, or a NAME; with --all a pattern of names',
+    )
+    add('-o', '--output', type=output_file, metavar='FILE', help='the file to write; with --all a folder')
+    add('--format', choices=FORMATS, help="format (by FILE's suffix: .pt torchscript, .pt2 pt2, any other onnx)")
+    add('--dtype', choices=DTYPES, help='ONNX: type of the weights; int8 is static quantisation (float32)')
+    add('--pretrained', action='store_true', help='take the best pretrained weights of a NAME that has no tag')
+    add('--random', action='store_true', help='take the initial weights: random, without training')
+    add('--no-fold', dest='fold', action='store_false', help="don't fold the network")
     add('--trace', action='store_true', help='TorchScript: record one run instead of compiling the code')
-    size = "channels and pixels (the model's own; with --all 64 pixels at most)"
+    size = "channels, height and width (the model's own; with --all 64 pixels at most)"
     add('--input-size', type=count, nargs=3, metavar=('C', 'H', 'W'), help=size)
-    add('--fixed-batch', action='store_true', help='batches of one image only')
-    add('--dynamic-size', action='store_true', help='let height and width vary too')
-    add('--calibration', metavar='DIR', help='int8: a folder of images that the ranges of activations come from')
-    add('--images', metavar='DIR', help='compare on these images; class folders give the accuracy before and after')
-    add('--tolerance', type=float, metavar='X', help='largest relative difference (1e-4; float16 0.01, int8 0.25)')
-    add('--check', action='store_true', help='check the export and keep no file')
-    add('--all', action='store_true', help='every registered name, one row each')
+    add('--fixed-batch', action='store_true', help='accept batches of one image alone')
+    add('--dynamic-size', action='store_true', help='accept images of any height and width')
+    add('--calibration', metavar='DIR', help='int8: folder of images that give the ranges of the activations')
+    add(
+        '--images',
+        metavar='DIR',
+        help='compare on the images of this folder; with class folders, measure the accuracy too',
+    )
+    add(
+        '--tolerance',
+        type=limit,
+        metavar='X',
+        help='largest relative difference from PyTorch (1e-4; float16 0.01, int8 0.25)',
+    )
+    add('--check', action='store_true', help='export and compare, but keep no file')
+    add('--all', action='store_true', help='export every registered model; print a row for each')
     add('--json', **JSON)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import write_whole
 from ..text import columns, say
-from .parser import NAME, Add, Command
+from .parser import NAME, Add, Command, output_file
 
 
 def _publish(args: argparse.Namespace) -> None:
@@ -99,10 +99,10 @@ def _verify_options(add: Add) -> None:
 
 
 def _hub_options(add: Add) -> None:
-    add('action', choices=['index'], metavar='index', help='the table of what is in a hub')
+    add('action', choices=['index'], metavar='index', help='list what is in a hub')
     add('hub', metavar='HUB', help='a directory or hf://ORG')
-    add('--csv', type=Path, metavar='FILE', help='write it as CSV too')
-    add('--html', type=Path, metavar='FILE', help='write it as a page that sorts and filters, too')
+    add('--csv', type=output_file, metavar='FILE', help='write the list as CSV too')
+    add('--html', type=output_file, metavar='FILE', help='write the list as a page that sorts and filters, too')
 
 
 COMMANDS = {
@@ -113,7 +113,7 @@ COMMANDS = {
         _publish,
     ),
     'fetch': Command(
-        'find weights, check their hash, print their folder',
+        'find weights, check their hashes, print their folder',
         'nf-zoo fetch eunnet20_cifar',
         _fetch_options,
         _fetch,
@@ -121,5 +121,5 @@ COMMANDS = {
     'verify': Command(
         'check the weights of a model', 'nf-zoo verify eunnet20_cifar --data-dir DIR', _verify_options, _verify
     ),
-    'hub': Command('the contents of a hub', 'nf-zoo hub index my-hub --html index.html', _hub_options, _hub),
+    'hub': Command('list the contents of a hub', 'nf-zoo hub index my-hub --html index.html', _hub_options, _hub),
 }

@@ -4,15 +4,17 @@ Exit codes: 0 done, 1 a check failed, 2 bad input, 130 interrupted.
 """
 
 import argparse
+import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
-from .. import __version__
-from ..errors import CheckFailed, UserError, nearest, one_line
+from .. import __version__, _interrupt
+from ..errors import CheckFailed, UserError, nearest
 from ..text import say
 from . import bench, evaluate, export, hub, models, signal
-from .parser import Command, Parser
+from .parser import Command, Parser, fail
 
 
 def _train(argv: Sequence[str]) -> int | None:
@@ -25,6 +27,7 @@ def _train(argv: Sequence[str]) -> int | None:
 COMMANDS = {
     'list': models.COMMANDS['list'],
     'info': models.COMMANDS['info'],
+    'recipes': models.COMMANDS['recipes'],
     'train': Command(
         'train a model by a recipe',
         'nf-zoo train configs/cifar10/eunnet20_cifar.yaml --data-dir DIR --output RUN',
@@ -62,29 +65,35 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _run(argv: Sequence[str]) -> int | None:
+    if argv and argv[0] not in COMMANDS and not argv[0].startswith('-'):
+        raise UserError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)} (`nf-zoo --help` shows all)")
+    if argv[:1] == ['train']:
+        return _train(argv[1:])
+    args = parser().parse_args(argv)
+    code: int | None = args.function(args)
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # a class name may have letters that the terminal hasn't
     try:
-        if argv and argv[0] not in COMMANDS and not argv[0].startswith('-'):
-            raise UserError(f"unknown command '{argv[0]}'{nearest(argv[0], COMMANDS)} (`nf-zoo --help` shows all)")
-        if argv[:1] == ['train']:
-            return _train(argv[1:]) or 0
-        args = parser().parse_args(argv)
-        code = args.function(args) or 0
+        _interrupt.restore()
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata and of more than 89 million pixels. The images are read all the same.
+            warnings.filterwarnings('ignore', module=r'PIL\.')
+            code = _run(argv) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `nf-zoo list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, CheckFailed, OSError) as error:
-        text = one_line(error)
-        if 'huggingface_hub' in sys.modules:
-            from ..hub.huggingface import redact
-
-            text = redact(text)
-        say(f'nf-zoo: error: {text}', sys.stderr)
-        return 1 if isinstance(error, CheckFailed) else 2
+        return fail(error)
     except KeyboardInterrupt:
         say('nf-zoo: interrupted', sys.stderr)
         return 130

@@ -1,12 +1,17 @@
-"""The argument parser of all commands, and the options that several of them have."""
+"""What the commands share: the argument parser, types of options, and how results and errors are printed."""
 
 import argparse
+import json
+import math
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from ..errors import UserError, nearest
+from ..errors import CheckFailed, UserError, nearest, one_line
+from ..text import say
 
-NAME: dict[str, Any] = dict(metavar='NAME', help='a model, NAME or NAME.TAG (`nf-zoo list` shows them)')
+NAME: dict[str, Any] = dict(metavar='NAME', help='NAME, NAME.TAG or the folder of a finished run')
 JSON: dict[str, Any] = dict(action='store_true', help='print JSON')
 
 Add = Callable[..., Any]  # a parser's add_argument
@@ -30,11 +35,64 @@ class Parser(argparse.ArgumentParser):
             hint = nearest(message.split()[2].partition('=')[0], self.options())
         raise UserError(f'{message}{hint} (`{self.prog} --help` shows the usage)')
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse, with timm's spelling too: ``--batch_size`` for ``--batch-size``."""
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(list(map(self._with_dashes, given)), namespace)
+
+    def _with_dashes(self, arg: str) -> str:
+        name, equals, value = arg.partition('=')
+        dashed = name.replace('_', '-')
+        known = name.startswith('--') and name not in self._option_string_actions
+        return dashed + equals + value if known and dashed in self._option_string_actions else arg
+
     def options(self) -> set[str]:
         """Every option of this parser and of its subcommands."""
         found = {option for action in self._actions for option in action.option_strings}
         commands = (p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())
         return found.union(*(p.options() for p in commands if isinstance(p, Parser)))
+
+
+def fail(error: Exception) -> int:
+    """Say what went wrong on standard error, in one line, and return the exit code."""
+    text = one_line(error)
+    if 'huggingface_hub' in sys.modules:
+        from ..hub.huggingface import redact
+
+        text = redact(text)
+    say(f'nf-zoo: error: {text}', sys.stderr)
+    return 1 if isinstance(error, CheckFailed) else 2
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON, which has no NaN and no infinity: null stands for them."""
+    say(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def output_file(text: str) -> Path:
+    """The type of an option that names a file to write."""
+    if text in ('', '-'):
+        raise argparse.ArgumentTypeError(f"'{text}' is no file name; standard output can't be written to, give a file")
+    return Path(text)
+
+
+def limit(text: str) -> float:
+    """The type of an option that takes a finite number, 0 or above."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 0 or above")
+    return value
 
 
 def count(text: str) -> int:

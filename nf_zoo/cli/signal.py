@@ -7,13 +7,12 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..files import write_whole
 from ..text import columns, say
-from .parser import JSON, Add, Command, count
+from .parser import JSON, Add, Command, count, output_file
 
 if TYPE_CHECKING:
     from ..analysis.plots import Curve
@@ -171,8 +170,8 @@ def _options(add: Add) -> None:
     add('names', nargs='*', metavar='NAME', help='networks of nf_zoo or timm, NAME or NAME.TAG, and folders of runs')
     add('--figure', metavar='FIGURE', help="draw a paper's figure: brock1, 2, 6 to 11, hoedt4, 5, civitelli2, 6")
     add('--full', action='store_true', help="with --figure: the paper's width and image size (minutes)")
-    add('-o', '--output', type=Path, metavar='FILE', help='write a picture, .png or .svg')
-    add('--csv', type=Path, metavar='FILE', help='write all rows')
+    add('-o', '--output', type=output_file, metavar='FILE', help='write a picture, .png or .svg')
+    add('--csv', type=output_file, metavar='FILE', help='write all rows')
     add('--json', **JSON)
     add('--awake', action='store_true', help='set to 1 what starts a branch at 0: scalars and gains')
     add('--pretrained', action='store_true', help='use the pretrained weights instead of the initial ones')

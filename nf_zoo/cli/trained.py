@@ -41,9 +41,9 @@ def show_trained(args: argparse.Namespace) -> None:
     if args.json:
         say(json.dumps(found, indent=2))
         return
-    for name, (_, rows) in networks.items():
+    for name, (_, shown) in networks.items():
         lines = [
-            [row.block, row.scalar, *('' if math.isnan(v) else number(v) for v in row[2:8]), row.worst] for row in rows
+            [row.block, row.scalar, *('' if math.isnan(v) else number(v) for v in row[2:8]), row.worst] for row in shown
         ]
         say(f'{name}, {what}')
         for line in columns(HEADS, lines, right=range(2, 8)):

@@ -1,4 +1,4 @@
-"""What all exports share: the checks before, the facts in the file, the comparison with PyTorch, the report."""
+"""What all exports share: checks before the export, facts in the file, comparison with PyTorch, report."""
 
 import hashlib
 import math
@@ -38,8 +38,9 @@ class ExportReport:
         bytes: Size of the file.
         input_size: Channels, height and width of an image.
         batch_sizes: Images at once in the comparison.
-        images: How many real images were compared; 0: noise.
-        top1: Accuracy in percent before and after, and the number of images, if their folders are the model's classes.
+        images: How many real images were compared; 0 if it was noise.
+        top1: Accuracy in percent before and after, and the number of images; None unless the folders of the images are
+            the model's classes.
     """
 
     ops: dict[str, int]
@@ -67,7 +68,7 @@ class ExportReport:
 
 
 class Case:
-    """One export: the network to write, the one to compare it with, and what both are given.
+    """One export: the network to write, the network to compare it with, and the inputs of both.
 
     Raises:
         UserError: a model, size, folder of images or path that can't be exported.
@@ -117,7 +118,7 @@ class Case:
             raise UserError(f"{self.name} can't take {size} images: {first_line(error)}") from None
 
     def refuse(self, error: Exception, done: str = 'exported') -> UserError:
-        """The exporter's complaint as one line."""
+        """The exporter's error as one line."""
         return UserError(f"{self.name} can't be {done}: {first_line(error)}")
 
     def finish(self, data: bytes, ops: Counter[str], run: Callable[[Tensor], list[Tensor]]) -> ExportReport:
@@ -133,7 +134,7 @@ class Case:
                 unit = max(1.0, z.abs().max().item())
                 worst, relative = max(worst, gap), max(relative, gap / unit)
                 allowed = self.tolerance * unit
-                if not gap <= allowed:  # nan too
+                if not gap <= allowed:  # NaN too
                     raise CheckFailed(
                         f'nothing written to {self.path}: for {len(x)} images the exported network differs from '
                         f'PyTorch by {gap:.1e}, more than {allowed:.1e} (tolerance {self.tolerance:g})'
@@ -165,7 +166,7 @@ class Case:
 
 
 def writable(path: str | Path) -> Path:
-    """Raises UserError: ``path`` is a folder, or no file can be written there."""
+    """Return ``path``. Raises `UserError` if it is a folder, or if no file can be written there."""
     if Path(path).is_dir():
         raise UserError(f'{path} is a folder; give the name of a file')
     folder = next(p for p in Path(path).absolute().parents if p.exists())
@@ -188,7 +189,7 @@ def _noise(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
 
 
 def _facts(model: nn.Module, input_size: Sequence[int] | None) -> dict[str, Any]:
-    """What the user of the file needs to know of the model and its images."""
+    """The metadata: what a program needs to prepare an image and to name the classes."""
     from .. import __version__
 
     cfg: dict[str, Any] = getattr(model, 'pretrained_cfg', None) or {}
@@ -206,13 +207,13 @@ def _facts(model: nn.Module, input_size: Sequence[int] | None) -> dict[str, Any]
     elif size[0] != (channels or size[0]):
         raise UserError(f'input_size={size}: the model takes {channels} channels, so give {(channels, *size[1:])}')
     names = class_names(model) if getattr(model, 'num_classes', 0) else []
-    # Of model.safetensors, as a run writes it: published weights can be told by it.
+    # The hash of the file model.safetensors that a run would write, so that published weights can be recognised.
     sha256 = hashlib.sha256(tensor_bytes(model.state_dict())).hexdigest()
     facts: dict[str, Any] = dict(
         model=cfg.get('architecture') or type(model).__name__,
         tag=cfg.get('tag'),
         input_size=size,
-        **{key: data[key] for key in ('mean', 'std') if len(data[key]) == size[0]},
+        **_per_channel(data, size[0]),
         interpolation=data['interpolation'],
         crop_pct=data['crop_pct'],
         crop_mode=data['crop_mode'],
@@ -225,8 +226,14 @@ def _facts(model: nn.Module, input_size: Sequence[int] | None) -> dict[str, Any]
     return {key: value for key, value in facts.items() if value is not None}
 
 
+def _per_channel(data: dict[str, Any], channels: int) -> dict[str, tuple[float, ...]]:
+    """mean and std, a number for each channel; nothing where the config has them for another number of channels."""
+    found = {key: tuple(data[key]) * (channels if len(data[key]) == 1 else 1) for key in ('mean', 'std')}
+    return {key: value for key, value in found.items() if len(value) == channels}
+
+
 def _manifest_sha256(name: str | None, tag: str | None, sha256: str) -> str | None:
-    """The hash of the manifest that these very weights were published with."""
+    """The hash of the manifest that these weights were published with; None if they weren't published."""
     if not name or not tag or name not in list_models(f'{name}*'):
         return None
     try:

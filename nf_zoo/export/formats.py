@@ -7,11 +7,10 @@ from torch import nn
 
 from ..errors import UserError
 from .case import ExportReport
-from .onnx_file import TOLERANCE, export_onnx
+from .onnx_file import export_onnx
 from .programs import export_aoti, export_pt2, export_torchscript
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.pt', 'pt2': '.pt2', 'aoti': '.pt2'}
-DTYPES = tuple(TOLERANCE)
 _BY_SUFFIX = {'.pt': 'torchscript', '.pt2': 'pt2'}
 _OWNERS = {'dtype': 'onnx', 'calibration': 'onnx', 'trace': 'torchscript'}  # options that one format has
 

@@ -1,49 +1,41 @@
-"""Real images for an export's calibration and comparison: a folder of them, prepared as the file's metadata says."""
+"""A folder of real images for an export's calibration and comparison, prepared as the file's metadata says."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import create_transform
 from torch import Tensor
 
-from ..errors import UserError
-from ..inference.images import image_files, read_image
+from ..inference.images import image_files, read_image, transform
 
-LIMIT = 1000  # images of a folder that are used; they are spread over all of it
+LIMIT = 1000  # images that are used of a larger folder, spread over all of it
 
 
 class Images:
     """The images of ``folder`` and its subfolders.
 
-    ``labels`` has the class of each, if the subfolders are the model's: by their names, by number or, if there are as
-    many as classes, by their order. Else it is None.
+    ``labels`` has the class of each image if the subfolders are the model's classes, else it is None. A subfolder is a
+    class if it has the class's name or number, or if there are as many subfolders as classes, in this order.
 
     Raises:
-        UserError: no such folder, no images in it, or a network whose input they can't be.
+        UserError: there is no such folder, it has no images, or the network takes neither 1 nor 3 channels.
     """
 
     def __init__(self, folder: str | Path, facts: dict[str, Any], limit: int = LIMIT):
-        channels = facts['input_size'][0]
-        if channels not in (1, 3):
-            raise UserError(f'the model takes {channels} channels; image files give 3 or 1')
+        transform(facts)  # raises for a number of channels that image files don't have
+        numbers = _classes(Path(folder), image_files(folder), facts)
         self.files = image_files(folder, limit)
-        numbers = _classes(Path(folder), self.files, facts)
         self.labels = None if numbers is None else [numbers[path.parent.name] for path in self.files]
         self._facts = facts
-        self._mode = 'RGB' if channels == 3 else 'L'
 
     def read(self, number: int, size: tuple[int, ...] | None = None) -> Tensor:
-        """Image ``number``, from the first on again after the last, as the network's input (C, H, W)."""
-        keys = ('mean', 'std', 'interpolation', 'crop_pct', 'crop_mode')
-        transform: Any = create_transform(
-            input_size=size or self._facts['input_size'], **{key: self._facts[key] for key in keys}
-        )
-        return transform(read_image(self.files[number % len(self.files)], self._mode))
+        """Image ``number`` as the network's input (C, H, W). After the last image comes the first."""
+        prepare, mode = transform({**self._facts, 'input_size': size or self._facts['input_size']})
+        return prepare(read_image(self.files[number % len(self.files)], mode))
 
     def batches(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """A batch of each shape (N, C, H, W), of one image after the other."""
+        """A batch of each shape (N, C, H, W). A batch begins where the one before it ended."""
         found, number = [], 0
         for n, *size in shapes:
             found.append(torch.stack([self.read(i, tuple(size)) for i in range(number, number + n)]))
@@ -58,7 +50,7 @@ class Images:
 
 
 def _classes(root: Path, files: Sequence[Path], facts: dict[str, Any]) -> dict[str, int] | None:
-    """Number of each subfolder's class."""
+    """The number of each subfolder's class; None where the subfolders are not the classes."""
     if any(path.parent.parent != root for path in files):
         return None
     folders = sorted({path.parent.name for path in files})

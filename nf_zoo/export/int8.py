@@ -19,13 +19,13 @@ BESIDE_NORMS = ['Conv', 'Gemm', 'MaxPool', 'AveragePool']
 def quantized(proto: Any, images: Images, normed: bool) -> Any:
     """The model with quantize-dequantize pairs: activations per tensor and unsigned, weights per output channel.
 
-    The weights have 7 bits: the products of 8 overflow on x86 processors without VNNI, whose answers would be others
-    than those measured here.
+    The weights have 7 bits. On x86 processors without VNNI the products of 8-bit numbers overflow, and the predictions
+    would differ from those that were compared: https://github.com/microsoft/onnxruntime/issues/14642.
 
     Args:
         proto: ONNX ModelProto in float32.
-        images: What the ranges of the activations are taken from.
-        normed: The network normalises activations, which needs more than 8 bits.
+        images: The images that give the ranges of the activations.
+        normed: Whether the network normalises activations. Normalisation needs more than 8 bits and stays in float32.
     """
     import onnx
     from onnxruntime import quantization
@@ -59,7 +59,7 @@ def quantized(proto: Any, images: Images, normed: bool) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # The quantizer speaks of its progress through the root logger and print.
+    # The quantizer reports its progress through the root logger and print.
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

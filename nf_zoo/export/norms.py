@@ -1,12 +1,13 @@
 """The normalisation of activations in the form that ONNX Runtime and AOTInductor run fastest.
 
-Of a block's convolutions only the last divides its input by sigma. The others give sigma times what they gave: ReLU
-lets a positive factor through, the next normalisation takes it away. What is left of theirs are two means, which
-AOTInductor takes in one pass, and a sum, which ONNX Runtime makes a part of a convolution.
+In a block, only the last convolution divides its input by sigma. The output of each other convolution is then sigma
+times larger. ReLU passes a positive factor on, and the next normalisation removes it. Each of these convolutions needs
+two means, which AOTInductor computes in one pass, and a sum, which ONNX Runtime makes a part of a convolution.
 
-ONNX Runtime's convolutions, poolings, and sums and products of equal shapes work on channels in blocks; whatever else
-sees the features has them reordered and back. So its means begin with a pooling (onnx_file.py).
-InstanceNormalization would be half the nodes, but slower with several images, and in the browser it loses digits.
+ONNX Runtime stores channels in blocks for its convolutions, poolings, and sums and products of equal shapes. Before any
+other operator it reorders the features, and afterwards it reorders them back. So a mean begins with a pooling
+(onnx_file.py). InstanceNormalization would need half as many nodes, but it is slower with several images and less
+precise in the browser.
 """
 
 from copy import deepcopy
@@ -21,9 +22,11 @@ from ..layers.std_conv import plain_conv
 
 
 def in_means(network: nn.Module, defer: bool = True) -> nn.Module:
-    """A folded ``network`` with each normalisation over an image's C, H, W in that form; any other as it is.
+    """Bring each normalisation over an image's C, H, W into that form; a network without one is returned as it is.
 
-    ``defer``: leave the division by sigma to the next normalisation, where there is one.
+    Args:
+        network: A folded network. It isn't changed.
+        defer: Leave the division by sigma to the next normalisation where there is one.
     """
     if not hasattr(network, 'is_folded') or not any(map(_wanted, network.modules())):
         return network
@@ -48,25 +51,25 @@ def _wanted(module: nn.Module) -> bool:
 
 
 def _mean(x: Tensor) -> Tensor:
-    """Of each image, (N, 1, 1, 1)."""
+    """The mean of each image, (N, 1, 1, 1)."""
     return x.mean((1, 2, 3), keepdim=True)
 
 
 class _Norm(nn.Module):
-    """With one image each node counts, also those of single numbers: the difference serves the variance as well."""
+    """At batch 1 the cost is per node, so x - mean is computed once and used for the variance too."""
 
     def __init__(self, eps: float):
         super().__init__()
         self.eps = eps
 
     def forward(self, x: Tensor, factor: float | Tensor = 1.0) -> Tensor:
-        """``factor``: the square of what x is multiplied by, (N, 1, 1, 1)."""
+        """``factor`` is the square of the number that x is multiplied by, (N, 1, 1, 1)."""
         centred = x - _mean(x)
         return centred * (_mean(centred * centred) + self.eps * factor).pow(-0.5)
 
 
 class _DeferredConv(nn.Module):
-    """sigma (W (x - mu) / sigma + b) as W x + (sigma b - mu W 1), the latter a convolution of maps of mu and sigma."""
+    """sigma (W (x - mu) / sigma + b) as W x + (sigma b - mu W 1). The bracket convolves maps of mu and sigma."""
 
     def __init__(self, conv: InputNormConv2d):
         super().__init__()
@@ -80,19 +83,19 @@ class _DeferredConv(nn.Module):
         self.shift = nn.Parameter(shift)
 
     def forward(self, x: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
-        """``factor`` as of :class:`_Norm`; that of the output too."""
+        """``factor`` is that of :class:`_Norm`. Returns the output and its factor."""
         mean = _mean(x)
-        # Rounding may leave less than the nothing that the variance of a blank image is.
+        # A blank image has variance 0; rounding can make the difference slightly negative.
         var = (_mean(x * x) - mean * mean).relu() + self.eps * factor
         maps = torch.cat((mean, var.sqrt()), 1).expand(-1, -1, *x.shape[2:])
         conv = self.conv
         shift = F.conv2d(maps, self.shift, None, conv.stride, conv.padding, conv.dilation)
-        # ONNX Runtime lets the first of the two add, in place, where each thread finds what it has just written.
+        # ONNX Runtime adds in place of the first operand, where each thread finds what it has just written.
         return shift + conv(x), var
 
 
 class _DeferringBlock(nn.Module):
-    """A block of whose convolutions only the last divides its input by sigma; takes them out of ``block``."""
+    """A block in which only the last convolution divides its input by sigma. It takes the convolutions of ``block``."""
 
     def __init__(self, block: PostBlock):
         super().__init__()

@@ -16,7 +16,7 @@ from .norms import in_means
 
 OPSET = 20
 ONNX_LIMIT = 2**31 - 1  # bytes of a protobuf message
-TOLERANCE = {'float32': 1e-4, 'float16': 1e-2, 'int8': 0.25}
+TOLERANCES = {'float32': 1e-4, 'float16': 1e-2, 'int8': 0.25}  # by the type of the weights
 
 
 def export_onnx(
@@ -32,10 +32,13 @@ def export_onnx(
     images: str | Path | None = None,
     tolerance: float | None = None,
 ) -> ExportReport:
-    """Write ``model`` as one ONNX file: from 'input' (N, C, H, W) to 'output', or to 'output_0' ... of a feature list.
+    """Write ``model`` as one ONNX file.
 
-    Input and outputs are float32 whatever ``dtype`` is. The file has the class names and how to prepare an image in its
-    metadata (JSON values).
+    Its input is 'input' (N, C, H, W). Its output is 'output', or 'output_0', 'output_1' and so on if the model returns
+    a list of features.
+
+    Input and outputs are float32 for every ``dtype``. The file's metadata (JSON values) say how to prepare an image,
+    what the classes are called, and how far the outputs may differ from PyTorch's.
 
     Args:
         model: Any timm model in float32 and eval mode; a copy is exported.
@@ -44,27 +47,28 @@ def export_onnx(
         dynamic_batch: Let N vary; else it is 1.
         dynamic_size: Let H and W vary.
         fold: Export ``nf_zoo.fold(model)``.
-        dtype: 'float32'; 'float16' for weights of half the size, with which is computed in float32; 'int8' for static
-            quantisation by ONNX Runtime, weights per channel.
-        calibration: Folder of images, from which the ranges of the activations are taken; for 'int8' alone.
-        images: Folder of images for the comparison with PyTorch; ``calibration`` by default, noise if there is none.
-            Subfolders named like the classes give the accuracy before and after.
+        dtype: 'float32'; 'float16', which stores weights in half the bytes and computes in float32; or 'int8', static
+            quantisation by ONNX Runtime with a scale for each output channel.
+        calibration: Folder of images that give the ranges of the activations; for 'int8' alone.
+        images: Folder of images for the comparison with PyTorch. By default ``calibration``, or noise without one.
+            If the subfolders are named like the classes, the accuracy before and after is measured.
         tolerance: Largest difference of an output in ONNX Runtime from the original network, as a part of the largest
-            output or, where that is below 1, absolutely. By default 1e-4, for 'float16' 0.01, for 'int8' 0.25.
+            output, or of 1 if that is smaller. By default 1e-4, for 'float16' 0.01, for 'int8' 0.25.
 
     Raises:
-        UserError: a size or model that can't be exported, an unwritable path, or the extra 'export' is missing.
+        UserError: the model can't be exported at this size, the path can't be written, or the extra 'export' is
+            missing.
         CheckFailed: the exported network differs by more than ``tolerance``.
     """
     onnx, runtime, _ = (extra(name, 'export') for name in ('onnx', 'onnxruntime', 'onnxscript'))
-    if dtype not in TOLERANCE:
-        raise UserError(f"dtype='{dtype}': use one of {', '.join(TOLERANCE)}{nearest(str(dtype), TOLERANCE)}")
+    if dtype not in TOLERANCES:
+        raise UserError(f"dtype='{dtype}': use one of {', '.join(TOLERANCES)}{nearest(str(dtype), TOLERANCES)}")
     if (dtype == 'int8') != (calibration is not None):
         raise UserError('a folder of images for calibration goes with int8, and int8 needs one')
-    tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
+    tolerance = TOLERANCES[dtype] if tolerance is None else tolerance
     images = calibration if images is None else images
     case = Case(model, path, input_size, fold, tolerance, images, dynamic_batch, dynamic_size)
-    # A convolution of what is normalised has a range that is the same for every image, and fits 8 bits.
+    # A convolution of a normalised input has the same range for every image, and that range fits 8 bits.
     network = in_means(case.network, defer=dtype != 'int8')
     proto = _to_onnx(case, network, dynamic_batch, dynamic_size)
     if dtype == 'float16':
@@ -85,14 +89,14 @@ def export_onnx(
 
 def _runner(runtime: Any, data: bytes) -> Callable[[Tensor], list[Tensor]]:
     options = runtime.SessionOptions()
-    options.log_severity_level = 3  # errors alone: the user can't do anything about a warning
+    options.log_severity_level = 3  # errors alone: a user can't act on a warning
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
     return lambda x: [torch.from_numpy(y) for y in session.run(None, {'input': x.numpy()})]
 
 
 def _to_onnx(case: Case, network: nn.Module, dynamic_batch: bool, dynamic_size: bool) -> Any:
-    """The network as an ONNX ModelProto, without the exporter's stack traces: they name the user's folders."""
+    """The network as an ONNX ModelProto. The exporter's stack traces, which name the user's folders, are removed."""
     names = ['output'] if len(case.expected[0]) == 1 else [f'output_{i}' for i in range(len(case.expected[0]))]
     vary = {0: 'batch'} if dynamic_batch else {}
     if dynamic_size:
@@ -121,7 +125,7 @@ def _to_onnx(case: Case, network: nn.Module, dynamic_batch: bool, dynamic_size: 
 
 
 def _mean(x, dim: Sequence[int], keepdim: bool = False, dtype: int = -1):  # type: ignore[no-untyped-def]
-    """Means over height and width as a pooling, which ONNX Runtime does where its convolutions leave the features."""
+    """Means over height and width as a pooling, since ONNX Runtime pools in the layout of its convolutions."""
     from onnxscript import opset20 as op
 
     rank = len(x.shape)
@@ -136,7 +140,7 @@ def _mean(x, dim: Sequence[int], keepdim: bool = False, dtype: int = -1):  # typ
 
 
 def _halve(proto: Any) -> None:
-    """Store weights in float16, each with a Cast to what it was."""
+    """Store weights in float16, each with a Cast back to float32."""
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,4 +1,4 @@
-"""Export to what PyTorch itself loads: TorchScript, torch.export's programs, and AOTInductor's compiled libraries."""
+"""Export to the formats that PyTorch loads: TorchScript, torch.export's programs, AOTInductor's compiled libraries."""
 
 import io
 import json
@@ -116,7 +116,7 @@ def _program(case: Case, network: nn.Module, dynamic_batch: bool, dynamic_size: 
         vary |= dict.fromkeys((2, 3), torch.export.Dim.DYNAMIC)
     try:
         return torch.export.export(network, (case.inputs[0],), dynamic_shapes=(vary,))
-    except Exception as error:  # torch.export lets through whatever its tracing meets
+    except Exception as error:  # torch.export raises whatever its tracing meets
         raise case.refuse(error) from None
 
 
@@ -133,7 +133,7 @@ def _kinds(block: Any) -> Iterator[str]:
 
 @contextmanager
 def _no_torchscript_warning() -> Iterator[None]:
-    # TorchScript is deprecated upstream, which every call says; here it was asked for.
+    # Every call of the deprecated TorchScript warns, although the user has asked for this format.
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='`torch.jit', category=FutureWarning)
         yield

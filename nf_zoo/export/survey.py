@@ -83,7 +83,7 @@ def survey(
 
 @torch.no_grad()
 def randomize(model: nn.Module) -> None:
-    """Give what starts as 0 or 1 (scalars, gains, biases, the classifier) other values: those would hide mistakes."""
+    """Change what starts as 0 or 1 (scalars, gains, biases, the classifier), because 0 and 1 would hide mistakes."""
     generator = torch.Generator().manual_seed(0)
     linear = {f'{name}.weight' for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for name, parameter in model.named_parameters():

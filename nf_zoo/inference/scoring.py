@@ -10,23 +10,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import CheckFailed, UserError, extra
+from ..errors import CheckFailed, UserError, extra, one_line
 from ..files import write_whole
+from ..folding.network import fold as fold_model
+from ..text import clean, columns
+from ..train.build import open_device
 from ..train.evaluation import accuracies, validation
+from ..train.run_folder import read_recipe
+from .loading import resolve
 
-TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order
+SAME = 1e-3  # of the largest logit: float32 sums in another order
 Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass
 class Score:
-    """What a form of a model reached on a data set, and which classes it took for which."""
+    """What a form of a model reached on a data set, and the confusion matrix."""
 
-    confusion: Tensor  # (classes, classes) images by label and answer
+    confusion: Tensor  # (classes, classes) images by true class and prediction
     hits5: int = 0
     loss_sum: float = 0.0
     difference: float = 0.0  # largest one of a logit from the model's, relative to its largest logit
-    others: int = 0  # images with another answer than the model's
+    allowed: float = 0.0  # how large that may be
+    others: int = 0  # images with another prediction than the model's
     names: list[str] = field(default_factory=list)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
@@ -57,13 +63,59 @@ class Score:
         return rows
 
 
+@dataclass
+class EvaluateReport:
+    """The scores of a model and of its other forms ('folded', an ONNX file's path) on a data set."""
+
+    name: str
+    dataset: str
+    own: Score
+    forms: dict[str, Score]
+
+    def __str__(self) -> str:
+        found = self.own.metrics()
+        correct = int(self.own.confusion.diagonal().sum())
+        top1 = f'top-1 {found["top1"]:.2f} % ({correct} of {found["n"]})'
+        lines = [f'{self.name} on {self.dataset}: {top1}, top-5 {found["top5"]:.2f} %, loss {found["loss"]:.4f}']
+        for name, form in self.forms.items():
+            top1 = f'top-1 {form.metrics()["top1"]:.2f} %, {form.others} other predictions'
+            lines.append(
+                f'{name}: {top1}, logits differ by {form.difference:.1e} of the largest, '
+                f'at most {form.allowed:g} is allowed'
+            )
+        return '\n'.join(map(clean, lines))
+
+    def class_table(self) -> str:
+        """A row for each class: its images, top-1, and what it was taken for most often."""
+        rows = [
+            [
+                row['class'],
+                str(row['n']),
+                '' if row['top1'] is None else f'{row["top1"]:.2f}',
+                f'{row["taken_for"]} ({row["images"]})' if 'taken_for' in row else '',
+            ]
+            for row in self.own.by_class()
+        ]
+        return '\n'.join(columns(['class', 'images', 'top-1 %', 'most often taken for'], rows, right=(1, 2)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What JSON shows."""
+        forms = {
+            name: {**form.metrics(), 'difference': form.difference, 'allowed': form.allowed}
+            for name, form in self.forms.items()
+        }
+        return self.own.metrics() | ({'forms': forms} if forms else {}) | {'classes': self.own.by_class()}
+
+
 @torch.inference_mode()
 def score(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str], forms: dict[str, Forward]
 ) -> dict[str, Score]:
     """`Score` of the model ('') and of each of its other ``forms`` on the same batches.
 
-    Raises `CheckFailed` when a form's logits aren't the model's.
+    Raises:
+        CheckFailed: a logit is NaN or infinite, or a form's logits aren't the model's.
+        UserError: a form has another number of classes, or there are no images.
     """
     model.eval()
     size = int(model.num_classes)  # type: ignore[arg-type]
@@ -72,6 +124,8 @@ def score(
     for x, labels in batches:
         labels = labels.cpu()
         own = model(x).float().cpu()
+        if not own.isfinite().all():
+            raise CheckFailed('the model gives NaN or infinity: its weights are damaged')
         found[''].add(own, labels)
         for name, form in forms.items():
             logits = form(x).float().cpu()
@@ -84,32 +138,26 @@ def score(
             gap = float((logits - own).abs().max() / own.abs().max().clamp(min=1e-12))
             one.difference = one.difference if gap <= one.difference else gap  # a NaN stays
             one.others += int((logits.argmax(1) != own.argmax(1)).sum())
+    if not found[''].n:
+        raise UserError('the data set has no images to score')
     for name, form in forms.items():
-        allowed = form.tolerance if isinstance(form, OnnxFile) else TOLERANCE
+        allowed = found[name].allowed = form.tolerance if isinstance(form, OnnxFile) else SAME
         if not found[name].difference <= allowed:  # NaN too
             raise CheckFailed(
                 f'{name} differs from the model by {found[name].difference:.1e} of the largest logit '
-                f'(at most {allowed:g}) and in {found[name].others} of {found[name].n} answers'
+                f'(at most {allowed:g} is allowed) and in {found[name].others} of {found[name].n} predictions'
             )
     return found
 
 
 def load(name: str) -> tuple[nn.Module, str | None, dict[str, Any]]:
-    """The model of a name, or of a finished run's folder, the data set that it is for, and the run's recipe.
+    """The model that ``name`` stands for (see `resolve`), the data set of its weights, and of a run the recipe.
 
-    Raises `UserError`.
+    Raises `UserError` and `CheckFailed` as `resolve` does.
     """
-    from .loading import resolve
-
     source = resolve(name)
-    recipe = source.facts.get('recipe') or {}
-    return source.load(), source.dataset, dict(recipe) if source.kind == 'run' else {}
-
-
-def folded(model: nn.Module) -> Forward:
-    from ..folding.network import fold
-
-    return fold(model)
+    recipe = read_recipe(Path(name)).as_dict() if source.kind == 'run' else {}
+    return source.load(), source.dataset, recipe
 
 
 class OnnxFile:
@@ -125,9 +173,9 @@ class OnnxFile:
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
         except Exception as error:  # ONNX Runtime has a class of its own for each code
-            raise UserError(f'{path} is no ONNX file that runs: {str(error).splitlines()[0]}') from None
+            raise UserError(f'{path} is no ONNX file that runs: {one_line(error)[:300]}') from None
         self.path = path
-        self.tolerance = max(TOLERANCE, _tolerance(self.session.get_modelmeta().custom_metadata_map))
+        self.tolerance = max(SAME, _tolerance(self.session.get_modelmeta().custom_metadata_map))
 
     def __call__(self, x: Tensor) -> Tensor:
         (entry, *_) = self.session.get_inputs()
@@ -158,30 +206,33 @@ def _tolerance(metadata: dict[str, str]) -> float:
     return min(allowed, 1.0) if allowed > 0 else 0.0  # NaN too
 
 
-def draw_confusion(path: Path, score: Score, title: str) -> None:
-    """A picture of who was taken for whom, in percent of each class's images. Raises `UserError` without matplotlib."""
-    Figure = extra('matplotlib.figure', 'plot').Figure
-    FigureCanvasAgg = extra('matplotlib.backends.backend_agg', 'plot').FigureCanvasAgg
-    share = 100 * score.confusion / score.confusion.sum(1, keepdim=True).clamp(min=1)
+def draw_confusion(path: Path, report: EvaluateReport) -> None:
+    """The confusion matrix as a picture, in percent of each class's images. Raises `UserError` without matplotlib."""
+    figures, canvas = (extra(f'matplotlib.{name}', 'plot') for name in ('figure', 'backends.backend_agg'))
+    found = report.own
+    share = 100 * found.confusion / found.confusion.sum(1, keepdim=True).clamp(min=1)
     count = len(share)
     side = min(4 + 0.35 * count, 16)
-    figure = Figure(figsize=(side + 1, side), layout='constrained')
-    FigureCanvasAgg(figure)
+    figure = figures.Figure(figsize=(side + 1, side), layout='constrained')
+    canvas.FigureCanvasAgg(figure)
     axes = figure.subplots()
     image = axes.imshow(share.numpy(), cmap='Blues', vmin=0, vmax=100)
     figure.colorbar(image, label='% of the images of a class')
-    axes.set(xlabel='answer', ylabel='label', title=title)
+    # A name with a dollar sign would be taken for a formula.
+    names = [clean(name).replace('$', r'\$') for name in found.names]
+    accuracy = f'top-1 {found.metrics()["top1"]:.2f} % of {found.n} images'
+    title = f'{clean(report.name)} on {clean(report.dataset)}'.replace('$', r'\$')
+    axes.set(xlabel='prediction', ylabel='true class', title=f'{title}\n{accuracy}')
     if count <= 40:
-        axes.set_xticks(range(count), score.names, rotation=90)
-        axes.set_yticks(range(count), score.names)
+        axes.set_xticks(range(count), names, rotation=90)
+        axes.set_yticks(range(count), names)
     if count <= 20:
         for (row, column), value in zip(
             torch.cartesian_prod(*[torch.arange(count)] * 2).tolist(), share.flatten(), strict=True
         ):
             if value >= 0.5:
-                axes.text(
-                    column, row, f'{value:.0f}', ha='center', va='center', color='white' if value > 50 else 'black'
-                )
+                colour = 'white' if value > 50 else 'black'
+                axes.text(column, row, f'{value:.0f}', ha='center', va='center', color=colour)
     picture = BytesIO()
     figure.savefig(picture, format='png', dpi=120)
     write_whole(path, picture.getvalue())
@@ -198,8 +249,25 @@ def evaluate_command(
     onnx: str | None = None,
     download: bool = False,
     val_split: str | None = None,
-) -> tuple[str, dict[str, Score]]:
-    """The data set, and the scores of NAME or RUN ('') and of the forms asked for ('folded', the ONNX file's path)."""
+) -> EvaluateReport:
+    """Score NAME, NAME.TAG or a run on a data set, and the forms of it that are asked for.
+
+    Args:
+        name: What `load` takes.
+        dataset: As in a recipe; by default the one that the weights are for.
+        data_dir: Its folder; by default the one of the run.
+        batch_size: Images at once.
+        device: Such as 'cpu' or 'cuda'; by default the CPU.
+        fold: Score the folded network too.
+        onnx: An ONNX file of the network to score too.
+        download: Let torchvision or timm fetch the data set.
+        val_split: The images to score, for folders and timm's sets.
+
+    Raises:
+        UserError: bad input.
+        CheckFailed: a form differs from the model, or the model gives NaN.
+    """
+    where = open_device(device or 'cpu')
     model, known, recipe = load(name)
     if val_split:
         recipe = recipe | {'val_split': val_split}
@@ -209,9 +277,12 @@ def evaluate_command(
     forms: dict[str, Forward] = {}
     if onnx:  # before the data is read: what can't work is said at once
         forms[onnx] = OnnxFile(onnx)
-    options: dict[str, Any] = dict(batch_size=batch_size, device=device, download=download, recipe=recipe)
+    same = dataset == known
+    data_dir = data_dir or (recipe.get('data_dir') if same else None)
+    options: dict[str, Any] = dict(batch_size=batch_size, device=where, download=download, recipe=recipe)
     batches, classes = validation(model, dataset, data_dir, **options)
     if fold:
-        forms['folded'] = folded(model)
+        forms['folded'] = fold_model(model)
     words = getattr(model, 'pretrained_cfg', {}).get('label_descriptions') or {}
-    return dataset, score(model, batches, [words.get(name, name) for name in classes], forms)
+    scores = score(model, batches, [words.get(name, name) for name in classes], forms)
+    return EvaluateReport(name, dataset, scores.pop(''), scores)

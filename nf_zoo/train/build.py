@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import Mixup, resolve_data_config
+from timm.data import Mixup
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest, one_line
 from ..files import not_finite, read_tensors, refuse_special
+from .data.config import data_config as config_of
 from .data.folder import FolderData, MemoryPictures, open_folders
 from .data.memory import Data, MemoryData, MemorySet, in_memory, load_dataset, with_channels
 from .data.pipeline import Pipeline
@@ -188,20 +189,11 @@ def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict
 
     A model of one channel whose mean and std are those of colour images gets their averages.
     """
-    given = {k: v for k, v in recipe.as_dict().items() if v is not None}
-    channels = int(getattr(model, 'in_chans', 3))
-    for key in ('mean', 'std'):
-        if channels == 1 and len(given.get(key, ())) == 3:
-            given[key] = [sum(given[key]) / 3]
-    config = resolve_data_config(given, model=model)
-    config['input_size'] = (channels, *config['input_size'][1:])
+    config = config_of(model, recipe.as_dict())
     if isinstance(sets[1], MemorySet):
         config.update(interpolation='bicubic', crop_pct=1.0)
         if not recipe.side:
             config['input_size'] = tuple(sets[1].images.shape[1:])
-    for key in ('mean', 'std'):
-        if channels == 1 and len(config[key]) == 3:
-            config[key] = (sum(config[key]) / 3,)
     return config
 
 

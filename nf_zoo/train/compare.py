@@ -9,10 +9,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..text import columns
 from . import report, run_folder
+from .curves import draw_runs
 from .recipe import Recipe
 
 _SEED = re.compile(r'([._/-]+\d*|\d+)$')  # what the seeds at the end of names may have in common
@@ -126,8 +128,9 @@ def _spread(runs: Sequence[Summary], key: str, form: str) -> list[str]:
     return [format(value, form) for value in (statistics.fmean(values), min(values), max(values))]
 
 
-def as_json(runs: Sequence[Summary]) -> str:
-    found = [
+def as_dicts(runs: Sequence[Summary]) -> list[dict[str, Any]]:
+    """What JSON shows of each run."""
+    return [
         {
             'run': run.run,
             'model': run.recipe.model,
@@ -139,7 +142,6 @@ def as_json(runs: Sequence[Summary]) -> str:
         }
         for run in runs
     ]
-    return json.dumps(found, indent=2)
 
 
 def draw(runs: Sequence[Summary], path: Path) -> None:
@@ -147,7 +149,7 @@ def draw(runs: Sequence[Summary], path: Path) -> None:
 
     Raises `UserError`.
     """
-    named = [(name, run.rows, run.kind) for name, group in by_recipe(runs).items() for run in group]
-    problem = report.draw_panels(path, named, 'comparison')
-    if problem:
-        raise UserError(problem)
+    groups = by_recipe(runs)
+    sets = ', '.join(dict.fromkeys(run.recipe.dataset for run in runs))
+    title = f'{" and ".join(groups)} on {sets}' if len(groups) < 4 else f'{len(groups)} recipes on {sets}'
+    draw_runs(path, [(name, run.rows, run.kind) for name, group in groups.items() for run in group], title)

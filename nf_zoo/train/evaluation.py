@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_data_config
 from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UserError
 from .build import open_device
+from .data.config import data_config
 from .data.folder import KNOWN_FOLDERS, FolderData, known_folder, open_folders
 from .data.memory import Batch, MemoryData, in_memory, load_dataset, with_channels
 from .data.stream import StreamData
@@ -82,7 +82,7 @@ def validation(
     """
     device = open_device(str(device)) if device else next(model.parameters()).device
     model.to(device)
-    config = resolve_data_config(model=model)
+    config = data_config(model)
     reading = {key: value for key, value in (recipe or {}).items() if key in READING}
     if dataset in KNOWN_FOLDERS:
         data_dir, split = known_folder(dataset, data_dir)

@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..errors import UserError, nearest
 from . import strict_yaml
 from .ranges import ANY, BELOW_1, COUNT, COUNT_0, POSITIVE, SHARE, SIDE, Range, is_finite
+from .recipes import locate
 
 Numbers = tuple[float, ...]
 RESIZING = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'hamming', 'box')
@@ -248,12 +249,12 @@ RANGES: dict[str, Range] = {f.name: f.metadata['range'] for f in fields(Recipe)}
 
 
 def load_recipe(path: str | Path, options: dict[str, Any] | None = None) -> Recipe:
-    """Read a recipe from a YAML file; ``options`` override it.
+    """Read a recipe from a YAML file, or by its name such as cifar10/eunnet20_cifar; ``options`` override it.
 
     Raises `UserError` for an unreadable file, an unknown key (with the nearest valid one), a wrong type, and a value
     out of its range.
     """
-    found = strict_yaml.read(Path(path))
+    found = strict_yaml.read(locate(path))
     if not isinstance(found, dict):
         raise UserError(f'{path}: a recipe is a list of "key: value" lines, such as "model: eunnet20_cifar"')
     recipe = Recipe().with_options(found, str(path)).with_options(options or {})

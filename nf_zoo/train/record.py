@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..files import tensor_bytes, write_whole
 from . import report, run_folder
+from .curves import draw_run
 from .recipe import Recipe
 
 
@@ -77,10 +79,11 @@ class Record:
         if not self.writes:
             return
         write_whole(self.folder / run_folder.WEIGHTS, weights)
-        title = f'{self.recipe.model}, {self.recipe.dataset}'
-        problem = report.draw_curves(self.folder / run_folder.CURVES, self.rows, title)
-        if problem:
-            log(problem)
+        picture = self.folder / run_folder.CURVES
+        try:
+            draw_run(picture, self.rows, f'{self.recipe.model} on {self.recipe.dataset}')
+        except UserError as error:  # without matplotlib the run is still worth its result
+            log(f'no {picture.name}: {error}')
         if self.tensorboard:
             self.tensorboard.close()
         run_folder.write_result(self.folder, result)

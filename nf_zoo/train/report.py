@@ -1,4 +1,4 @@
-"""What a run leaves behind for its reader: summary.csv, times.csv and curves.png."""
+"""What a run leaves behind for its reader: summary.csv and times.csv."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 
-from ..errors import UserError
+from ..errors import extra
 from ..files import write_whole
 
 Row = dict[str, Any]
@@ -66,77 +66,6 @@ class Clock:
             write_csv(self.path, self.rows)
 
 
-def draw_curves(path: Path, rows: Sequence[Row], title: str) -> str | None:
-    """Draw a run: see `draw_panels`, whose answer this is."""
-    return draw_panels(path, [('', rows, 'ema' if 'ema_top1' in rows[-1] else 'eval')], title)
-
-
-def draw_panels(path: Path, runs: Sequence[tuple[str, Sequence[Row], str]], title: str) -> str | None:
-    """Draw loss, accuracy, learning rate, gradient norm and clipped share against the epoch.
-
-    ``runs``: name, rows of the summary, which of the scores is the result ('eval' or 'ema'). Runs of one name share a
-    colour; a run without a name is alone and shows all its scores. Returns a line for the log without matplotlib.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return f"no {path.name}: it needs matplotlib (pip install 'nf-zoo[plot]')"
-    figure = Figure(figsize=(10, 7), layout='constrained')
-    FigureCanvasAgg(figure)
-    (losses, accuracies), (rates, norms) = figure.subplots(2, 2)
-    shares = norms.twinx()
-    shares.set_ylabel('clipped share / % (dotted)')
-    shares.set_ylim(0, 105)
-    clipped = False
-    colours: dict[str, str] = {}
-    for name, rows, kind in runs:
-        first = name not in colours
-        colour = colours.setdefault(name, f'C{len(colours)}')
-        lines = [
-            (losses, 'train_loss', 'training', 1, '-' if not name else '--'),
-            (losses, f'{kind}_loss', 'validation', 1, '-'),
-            (accuracies, f'{kind}_top1', 'top 1', 1, '-'),
-            (rates, 'lr', 'learning rate', 1, '-'),
-            (norms, 'grad_norm', 'gradient norm', 1, '-'),
-            (shares, 'clipped', 'clipped share', 100, ':'),
-        ]
-        if not name:
-            lines.append((accuracies, f'{kind}_top5', 'top 5', 1, '-'))
-        if not name and kind == 'ema':
-            lines += [
-                (losses, 'eval_loss', 'without the average', 1, '--'),
-                (accuracies, 'eval_top1', 'top 1 without', 1, '--'),
-            ]
-        for axes, key, label, factor, style in lines:
-            if key not in rows[-1]:
-                continue
-            clipped |= axes is shares
-            known = [row for row in rows if math.isfinite(row.get(key, math.nan))]
-            epochs, values = [row['epoch'] + 1 for row in known], [factor * row[key] for row in known]
-            options: dict[str, Any] = {'label': label}
-            if name:
-                shown = f'{name}: {label}' if axes is losses else name
-                options = {'color': colour, 'label': shown if first else None}
-            axes.plot(epochs, values, style, marker='.' if len(known) < 4 else None, **options)
-    for axes, label in (
-        (losses, 'loss'),
-        (accuracies, 'validation accuracy / %'),
-        (rates, 'learning rate'),
-        (norms, 'gradient norm'),
-    ):
-        axes.set(xlabel='epoch', ylabel=label)
-        axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize='small')
-    shares.set_visible(clipped)
-    figure.suptitle(title)
-    picture = io.BytesIO()
-    figure.savefig(picture, format='png', dpi=120)
-    write_whole(path, picture.getvalue())
-    return None
-
-
 def hardware(device: torch.device) -> str:
     """Name of the processor that trained, such as ``Intel Xeon, 2 threads``."""
     if device.type == 'cuda':
@@ -168,8 +97,7 @@ def tensorboard(folder: Path, epoch: int) -> Any:
 
     Raises `UserError` without tensorboard.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("log_tensorboard needs tensorboard: pip install 'nf-zoo[train]'") from None
+    extra('tensorboard', 'train')
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / 'tensorboard'), purge_step=epoch)

@@ -1,18 +1,21 @@
 """What the benches measure and how; never how fast."""
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from nf_zoo import fold
-from nf_zoo.bench.engine import bench_engine
-from nf_zoo.bench.epoch import bench_epoch
+from nf_zoo.bench import engine, epoch
 from nf_zoo.bench.exports import bench_export
 from nf_zoo.bench.measure import BenchRow, floor_of, interleaved
 from nf_zoo.cli.bench import BENCHES, bench
 from nf_zoo.errors import UserError
 from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
+from nf_zoo.net.network import ResNet
 from nf_zoo.saved_memory import saved_bytes
 
 
@@ -49,16 +52,50 @@ def test_saved_bytes_counts_each_storage_once():
     assert saved_bytes(net, 16) == 4 * 16 * 16 * (3 + 8 + 4)
 
 
-def test_the_engine_runs_beside_a_bare_loop():
-    (row,) = bench_engine(rounds=1, steps=2)
-    assert row.peer == 'bare loop' and row.value > 0 and row.peer_value > 0
+class Watch:
+    """In the place of `interleaved`: calls each function once, and writes down the images that networks train on."""
+
+    def __init__(self, times: dict[str, float]):
+        self.times = times
+        self.shapes: dict[str, list[tuple[int, ...]]] = {}
+
+    def __call__(self, functions: dict[str, Callable[[], object]], *args: object, **kwargs: object) -> dict[str, float]:
+        for name, function in functions.items():
+            seen = self.shapes.setdefault(name, [])
+
+            def note(module: nn.Module, args: tuple, seen: list = seen) -> None:
+                if isinstance(module, ResNet):
+                    assert module.training
+                    seen.append(tuple(args[0].shape))
+
+            with register_module_forward_pre_hook(note):
+                function()
+        return {name: self.times[name] for name in functions}
 
 
-def test_an_epoch_runs_beside_timms():
-    options = {'model_kwargs': {'depths': [1, 1, 1]}, 'batch_size': 4, 'train_sizes': {0: 16, 20: 32}, 'epochs': 30}
-    full, mean = bench_epoch(rounds=1, steps=2, workers=0, **options)
+TINY = {'model_kwargs': {'depths': [1, 1, 1]}, 'batch_size': 4}
+
+
+def test_the_engine_and_the_bare_loop_do_the_same_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch({'engine': 6.0, 'loop': 4.0})
+    monkeypatch.setattr(engine, 'interleaved', watch)
+    (row,) = engine.bench_engine(steps=2, **TINY)
+    assert watch.shapes == {'engine': [(4, 3, 32, 32)] * 2, 'loop': [(4, 3, 32, 32)] * 2}
+    assert (row.what, row.peer, row.unit) == ('eunnet20_cifar: training step', 'bare loop', 'ms')
+    assert (row.value, row.peer_value, row.ratio) == (3.0, 2.0, 1.5)
+
+
+def test_an_epoch_is_that_of_the_recipe_and_of_timms_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two updates of 16 pixels take 1 ms, of 32 pixels 4 ms: two thirds of the recipe's epochs are small ones."""
+    watch = Watch({'16': 1.0, '32': 4.0, 'timm': 8.0})
+    monkeypatch.setattr(epoch, 'interleaved', watch)
+    full, mean = epoch.bench_epoch(steps=2, workers=0, **TINY, train_sizes={0: 16, 20: 32}, epochs=30)
+    assert watch.shapes == {name: [(4, 3, side, side)] * 2 for name, side in (('16', 16), ('32', 32), ('timm', 32))}
     assert full.peer == mean.peer == "timm's loader and loop"
-    assert full.value > 0 and mean.value > 0 and full.peer_value == mean.peer_value > 0
+    updates = 50_000 / 4
+    assert full.value == pytest.approx(0.004 / 2 * updates) and full.ratio == pytest.approx(0.5)
+    assert mean.value == pytest.approx((2 / 3 * 0.001 + 1 / 3 * 0.004) / 2 * updates)
+    assert full.peer_value == mean.peer_value == pytest.approx(0.008 / 2 * updates)
 
 
 def test_unknown_bench_names_the_nearest():
@@ -75,7 +112,7 @@ def test_exports_beside_their_peers():
     assert rows['nf_resnet50 ONNX: nodes after ONNX Runtime, BN'].value <= 75
     assert all(0 < row.ratio < 1 for what, row in rows.items() if 'largest difference' in what)
     assert {
-        'python kit, nf_resnet50: start to first answer, PyTorch eager',
+        'python kit, nf_resnet50: start to first prediction, PyTorch eager',
         'python kit, eunnet50: one more picture, PyTorch eager',
     } <= set(rows)
     assert {what.partition(',')[0] for what in rows if 'latency' in what} == {

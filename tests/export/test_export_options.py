@@ -17,7 +17,16 @@ from torch import nn
 import nf_zoo
 from nf_zoo.cli import main as cli
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.export import export_aoti, export_onnx, export_pt2, export_torchscript, norms, survey
+from nf_zoo.export import (
+    export_aoti,
+    export_onnx,
+    export_pt2,
+    export_torchscript,
+    formats,
+    norms,
+    onnx_file,
+    survey,
+)
 from nf_zoo.inference.images import preprocessing, read_image
 
 onnx = pytest.importorskip('onnx')
@@ -245,9 +254,16 @@ def test_bad_input_is_one_line(
         ('eunnet20_cifar', '-o FILE to write, or --check'),
         ('eunnet20_cifar --check -o a.onnx', '-o FILE to write, or --check'),
         ('--check', 'give the NAME of a model, or --all'),
-        ('eunnet20_cifar -o a.pt --dtype float16', '--dtype is an option of the format onnx, not of torchscript'),
-        ('eunnet20_cifar -o a.onnx --trace', '--trace is an option of the format torchscript, not of onnx'),
-        ('eunnet20_cifar -o a.pt --fixed-batch', '--fixed-batch is no option'),
+        ('eunnet20_cifar --check', "'eunnet20_cifar' names no weights: give --pretrained .* or --random"),
+        ('eunnet20_cifar --check --random --pretrained', 'exclude one another'),
+        ('eunnet* --all -o folder', 'give --pretrained, or --random'),
+        ('dm_nf_resnet50 --check --pretrained', 'no weights of dm_nf_resnet50'),
+        (
+            'eunnet20_cifar --random -o a.pt --dtype float16',
+            '--dtype is an option of the format onnx, not of',
+        ),
+        ('eunnet20_cifar --random -o a.onnx --trace', '--trace is an option of the format torchscript, not of onnx'),
+        ('eunnet20_cifar --random -o a.pt --fixed-batch', '--fixed-batch is no option'),
         ('eunet* --all --check', "no model matches 'eunet.'; did you mean 'eunnet"),
         ('eunnet20_cifar -o a --format onxx', 'invalid choice'),
     ],
@@ -262,14 +278,23 @@ def test_wrong_options(
     assert re.search(message, err)
 
 
+def test_the_options_are_those_of_the_exporters() -> None:
+    from nf_zoo.cli import export as command
+
+    assert command.FORMATS == tuple(formats.SUFFIXES) and command.DTYPES == tuple(onnx_file.TOLERANCES)
+
+
 def test_the_suffix_says_the_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ['export', 'nf_resnet20_cifar', '--input-size', '3', '8', '8']
+    argv = ['export', 'nf_resnet20_cifar', '--random', '--input-size', '3', '8', '8']
     assert cli.main([*argv, '-o', str(tmp_path / 'a.pt')]) == 0
     assert 'aten::conv2d 21' in capsys.readouterr().out
     assert cli.main([*argv, '-o', str(tmp_path / 'a.pt2'), '--json']) == 0
     assert json.loads(capsys.readouterr().out)['ops']['aten.conv2d.default'] == 21
     assert cli.main([*argv, '--check', '--format', 'torchscript']) == 0
-    assert 'on noise' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'on noise' in out and out.endswith('weights: random\n')
+    assert cli.main(['export', 'nf_resnet20_cifar.cifar10', *argv[3:], '--check', '--format', 'torchscript']) == 0
+    assert re.search(r'weights: .*nf_resnet20_cifar.cifar10\n$', capsys.readouterr().out)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.pt', 'a.pt2']
 
 

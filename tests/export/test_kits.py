@@ -1,6 +1,7 @@
 """The deployment kits of export/ give PyTorch's answers, from nothing but the exported file and the images."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -245,10 +246,96 @@ def test_a_portable_pixmap(kit: Any, models: Any, files: Files, images: list[Pat
     agree(models('photos'), images[-1:], rows)
 
 
-def test_a_missing_file_is_said_in_a_line(kit: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize('size', [(1, 20_000), (20_000, 3)])
+def test_the_middle_of_a_very_long_picture(
+    kit: Any, size: tuple[int, int], models: Any, files: Files, tmp_path: Path
+) -> None:
     command, extension = kit
-    run = subprocess.run([*command, tmp_path / f'none.{extension}', 'x.png'], capture_output=True, text=True)
-    assert run.returncode and len((run.stderr + run.stdout).splitlines()) == 1
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'long.png')
+    found = answers([*command, files('photos', extension)], [tmp_path / 'long.png'])
+    agree(models('photos'), [tmp_path / 'long.png'], found)
+
+
+@pytest.fixture(scope='session')
+def bad_files(models: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Paths by what is wrong with them: as a model, each is bad; as an image, each but 'image' is."""
+    folder = tmp_path_factory.mktemp('bad')
+    found = {kind: folder / f'{kind}.png' for kind in ('missing', 'empty', 'text', 'folder', 'pipe', 'cut', 'image')}
+    found['empty'].write_bytes(b'')
+    found['text'].write_text('hello\nworld\n')
+    found['folder'].mkdir()
+    os.mkfifo(found['pipe'])
+    Image.new('RGB', (40, 40), 'red').save(found['image'])
+    found['cut'].write_bytes(found['image'].read_bytes()[:50])
+    return found
+
+
+def one_line(command: list[Any]) -> str:
+    """The line on standard error of a command that fails, and prints nothing else."""
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2 and not run.stdout, run
+    assert run.stderr.count('\n') == 1 and run.stderr.endswith('\n'), run.stderr
+    return run.stderr
+
+
+@pytest.mark.parametrize('wrong', ['missing', 'empty', 'text', 'folder', 'pipe', 'cut', 'image'])
+def test_a_bad_file_is_said_in_a_line(kit: Any, wrong: str, bad_files: dict[str, Path], files: Files) -> None:
+    command, extension = kit
+    path = bad_files[wrong]
+    assert str(path) in one_line([*command, path, bad_files['image']])
+    if wrong != 'image':
+        assert str(path) in one_line([*command, files('photos', extension), path])
+    assert 'usage' in one_line([*command, path])
+
+
+def metadata_alone(**facts: Any) -> bytes:
+    """An ONNX file of a network without a node."""
+    import onnx
+
+    proto = onnx.ModelProto()
+    onnx.helper.set_model_props(
+        proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    )
+    return proto.SerializeToString()
+
+
+GOOD = dict(
+    model='x', input_size=[3, 8, 8], mean=[0.1, 0.2, 0.3], std=[1, 1, 1], crop_pct=1.0, interpolation='bicubic',
+    crop_mode='center', num_classes=2, class_names=['a', 'b'],
+)  # fmt: skip
+
+
+def test_facts_of_any_bytes(node_kit: Any, tmp_path: Path) -> None:
+    """Every beginning of a file, thousands of changed and of random ones: read or refused, never a loop."""
+    (tmp_path / 'good.onnx').write_bytes(metadata_alone(**GOOD))
+    command = ['node', KITS / 'browser' / 'fuzz.js', tmp_path / 'good.onnx']
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found['read'] > 100 and found['refused'] > 5_000
+
+
+@pytest.mark.parametrize(
+    ('changed', 'message'),
+    [
+        (dict(input_size=None), 'no metadata of an image size'),
+        (dict(input_size=[3, 8]), 'no metadata of an image size'),
+        (dict(input_size=[3, 10**9, 8]), 'no metadata of an image size'),
+        (dict(input_size=[2, 8, 8], mean=[0, 0], std=[1, 1]), 'takes 2 channels'),
+        (dict(std=[0, 1, 1]), 'damaged'),
+        (dict(mean=[0.5]), 'damaged'),
+        (dict(crop_pct=0), 'damaged'),
+        (dict(interpolation='lanczos'), 'interpolation lanczos'),
+        (dict(interpolation='constructor'), 'interpolation constructor'),
+        (dict(crop_mode='squash'), 'crop_mode squash'),
+        (dict(class_names='ab'), 'class_names'),
+    ],
+)
+def test_facts_that_cannot_be_used(node_kit: Any, changed: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / 'model.onnx'
+    path.write_bytes(metadata_alone(**{**GOOD, **changed}))
+    assert message in one_line([*node_kit[0], path, tmp_path / 'x.png'])
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from train_toys import run_toy, toys  # noqa: F401
 import nf_zoo
 from nf_zoo.cli.main import main
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.inference.scoring import OnnxFile, Score, load, score
+from nf_zoo.inference.scoring import EvaluateReport, OnnxFile, Score, _tolerance, draw_confusion, load, score
 from nf_zoo.train import evaluate
 
 pytestmark = pytest.mark.usefixtures('toys')
@@ -68,7 +68,8 @@ def test_the_table_the_picture_and_the_onnx_file(run: Path, tmp_path: Path, caps
     options = ['--per-class', '--confusion', str(picture), '--onnx', str(tmp_path / 'net.onnx')]
     assert main(['evaluate', str(run), *options]) == 0
     out = capsys.readouterr().out
-    assert 'net.onnx: top-1' in out and '0 other answers' in out and '  green ' in out
+    assert 'net.onnx: top-1' in out and '0 other predictions' in out and '\ngreen ' in out
+    assert 'of the largest, at most 0.001 is allowed' in out
     assert picture.read_bytes().startswith(b'\x89PNG')
 
 
@@ -89,10 +90,70 @@ def test_an_onnx_file_for_one_image_at_a_time_is_fed_one_by_one(run: Path, tmp_p
         OnnxFile(tmp_path / 'one.onnx')(torch.randn(1, 3, 32, 32))
 
 
+def test_the_confusion_matrix_says_what_it_shows(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both axes are named, the title has data set and accuracy, and a name with dollar signs is no formula."""
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, 'savefig', lambda self, *a, **k: (drawn.append(self), save(self, *a, **k)))
+    found = Score(torch.tensor([[3, 1], [0, 4]]), names=['$a', 'b$\x1b[31m'])
+    draw_confusion(tmp_path / 'c.png', EvaluateReport('net', 'toys', found, {}))
+    axes = drawn[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ('prediction', 'true class')
+    assert axes.get_title() == 'net on toys\ntop-1 87.50 % of 8 images'
+    assert [label.get_text() for label in axes.get_xticklabels()] == [r'\$a', r'b\$?[31m']
+
+
+def test_an_onnx_file_cannot_declare_that_anything_agrees() -> None:
+    assert [_tolerance({'tolerance': value}) for value in ('0.25', '1e9', 'inf', 'nan', '-1', 'x')] == [
+        0.25, 1.0, 1.0, 0.0, 0.0, 0.0
+    ]  # fmt: skip
+    assert _tolerance({}) == 0.0
+
+
+def test_nan_is_no_accuracy(run: Path) -> None:
+    model, *_ = load(str(run))
+    torch.nn.init.constant_(model.get_classifier().bias, float('nan'))
+    with pytest.raises(CheckFailed, match='gives NaN or infinity'):
+        score(model, [(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))], ['a', 'b', 'c'], {})
+    with pytest.raises(UserError, match='no images'):
+        score(model, [], ['a', 'b', 'c'], {})
+
+
+def test_a_run_knows_where_its_data_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Trained on folders of pictures, and evaluated without a word about them."""
+    from PIL import Image
+
+    from nf_zoo.train import Recipe, train
+
+    for split in ('train', 'validation'):
+        for colour in ('red', 'blue'):
+            folder = tmp_path / 'data' / split / colour
+            folder.mkdir(parents=True)
+            for i in range(2):
+                Image.new('RGB', (16, 16), colour).save(folder / f'{i}.png')
+    options = dict(
+        model='nf_resnet20_cifar', model_kwargs={'depths': [1, 1, 1]}, dataset='folder',
+        data_dir=str(tmp_path / 'data'),
+        img_size=16, batch_size=2, epochs=1, warmup_epochs=0, workers=0, output=str(tmp_path / 'run'), device='cpu',
+    )  # fmt: skip
+    train(Recipe().with_options(options), log=lambda line: None)
+    assert main(['evaluate', str(tmp_path / 'run')]) == 0
+    assert 'of 4)' in capsys.readouterr().out
+    assert main(['predict', str(tmp_path / 'run'), str(tmp_path / 'data' / 'validation'), '--top', '1']) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    for command in (['info'], ['signal'], ['export', '--check', '--format', 'torchscript']):
+        assert main([*command, str(tmp_path / 'run')]) == 0
+    assert 'weights: ' + str(tmp_path / 'run') in capsys.readouterr().out
+
+
 def test_a_form_that_differs_is_a_failed_check(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, *_ = load(str(run))
     batches = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))]
-    with pytest.raises(CheckFailed, match=r'other differs from the model by .* of the largest logit .* of 4 answers'):
+    with pytest.raises(
+        CheckFailed, match=r'other differs from the model by .* of the largest logit .* of 4 predictions'
+    ):
         score(model, batches, ['a', 'b', 'c'], {'other': lambda x: model(x) * 1.01})
     with pytest.raises(CheckFailed, match='differs from the model by nan'):
         score(model, batches, ['a', 'b', 'c'], {'other': lambda x: model(x) * float('nan')})

@@ -16,7 +16,7 @@ FAMILIES = ['idshort_resnet', 'learnscalar_resnet', 'convshort_resnet']
 per_family = pytest.mark.parametrize('family', FAMILIES)
 
 # Parameters, MACs, and the paper's tables 1 and 2: millions of parameters, 1e9 operations (two for a MAC).
-SIZES = {
+SIZES_FILE = {
     'idshort_resnet18_cifar': (11_164_362, 555_422_720, 11.16, 1.12),
     'learnscalar_resnet18_cifar': (11_164_367, 555_422_720, 11.16, 1.12),
     'convshort_resnet18_cifar': (11_516_618, 576_394_240, 11.52, 1.16),
@@ -29,9 +29,9 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize('name', SIZES)
+@pytest.mark.parametrize('name', SIZES_FILE)
 def test_sizes_are_the_papers(name: str) -> None:
-    params, macs, table_params, table_flops = SIZES[name]
+    params, macs, table_params, table_flops = SIZES_FILE[name]
     assert measure(name) == dict(params=params, macs=macs)
     assert round(params / 1e6, 2) == table_params
     # The 50-layer rows have one decimal; some of the others are rounded up.

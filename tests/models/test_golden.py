@@ -5,9 +5,9 @@ import json
 import pytest
 
 import nf_zoo
-from nf_zoo.analysis.catalogue import SIZES, measure
+from nf_zoo.analysis.catalogue import SIZES_FILE, measure
 
-GOLDEN = json.loads(SIZES.read_text())
+GOLDEN = json.loads(SIZES_FILE.read_text())
 
 
 def test_the_file_has_every_name():

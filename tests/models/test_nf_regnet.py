@@ -9,7 +9,7 @@ import nf_zoo
 from nf_zoo.analysis.catalogue import multiply_adds
 from nf_zoo.models.nf_regnet import NFRegNet
 
-SIZES = ('b0', 'b1', 'b2', 'b3', 'b4', 'b5')
+SIZES_FILE = ('b0', 'b1', 'b2', 'b3', 'b4', 'b5')
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_learning_rate_groups_as_timms():
     assert groups[0] == groups[1]
 
 
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('size', SIZES_FILE)
 def test_timms_keywords_go_to_timm_and_its_cfg_stays(size):
     name = f'nf_regnet_{size}'
     for keyword in (dict(ch_div=1), dict(skipinit=True), dict(gamma_in_act=True), dict(attn_layer='eca')):

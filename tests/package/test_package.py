@@ -17,8 +17,10 @@ import pytest
 import timm
 
 import nf_zoo
-from nf_zoo.analysis.catalogue import SIZES
+from nf_zoo.analysis.catalogue import SIZES_FILE
 from nf_zoo.cli import main as cli
+from nf_zoo.errors import UserError
+from nf_zoo.train import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / 'nf_zoo').rglob('*.py'))
@@ -50,19 +52,19 @@ def test_the_import_takes_a_tenth_of_a_second() -> None:
     assert any(float(python(code)) < 0.1 for _ in range(3))
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_extras_are_imported_inside_functions(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    inside = {
-        id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
-    }
-    outside = [node for node in ast.walk(tree) if id(node) not in inside]
-    names = {alias.name for node in outside if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or '' for node in outside if isinstance(node, ast.ImportFrom)}
-    assert not {name.partition('.')[0] for name in names} & EXTRAS
+def test_extras_are_imported_inside_functions() -> None:
+    for path in SOURCES:
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        inside = {
+            id(node)
+            for function in ast.walk(tree)
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+            for node in ast.walk(function)
+        }
+        outside = [node for node in ast.walk(tree) if id(node) not in inside]
+        names = {alias.name for node in outside if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or '' for node in outside if isinstance(node, ast.ImportFrom)}
+        assert not {name.partition('.')[0] for name in names} & EXTRAS, path
 
 
 def test_the_public_names_exist() -> None:
@@ -90,6 +92,43 @@ def test_every_data_file_is_packaged() -> None:
     for path in (ROOT / 'nf_zoo').rglob('*'):
         if path.is_file() and path.suffix not in ('.py', '.pyc'):
             assert any(fnmatch.fnmatch(str(path.relative_to(ROOT / 'nf_zoo')), glob) for glob in globs), path
+
+
+def test_a_checkout_has_the_recipes() -> None:
+    assert recipes.folder() == ROOT / 'configs'
+    assert len(recipes.names()) == len(list((ROOT / 'configs').rglob('*.yaml')))
+    assert 'cifar10/eunnet20_cifar' in recipes.names()
+    for given in ('cifar10/eunnet20_cifar', 'cifar10/eunnet20_cifar.yaml', 'configs/cifar10/eunnet20_cifar.yaml'):
+        assert recipes.locate(given).samefile(ROOT / 'configs' / 'cifar10' / 'eunnet20_cifar.yaml')
+    with pytest.raises(UserError, match="did you mean 'cifar10/eunnet20_cifar'"):
+        recipes.locate('cifar10/eunet20_cifar')
+    for outside in ('../pyproject', 'cifar10/../../pyproject.toml', ''):
+        with pytest.raises(UserError, match='no such file|is a folder'):
+            recipes.locate(outside)
+
+
+def test_a_wheel_has_the_recipes(tmp_path: Path) -> None:
+    """setuptools collects a wheel's files from a copy of the checkout; the command finds the recipes among them."""
+    checkout, wheel = tmp_path / 'checkout', tmp_path / 'wheel'
+    ignored = shutil.ignore_patterns('__pycache__', '*.safetensors', '*.png')
+    for name in ('nf_zoo', 'configs'):
+        shutil.copytree(ROOT / name, checkout / name, ignore=ignored)
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, checkout)
+    command = [sys.executable, '-W', 'ignore', 'setup.py', '-q', 'build_py', '--build-lib', str(wheel)]
+    subprocess.run(command, cwd=checkout, check=True, capture_output=True)
+    code = """
+import nf_zoo
+from nf_zoo.cli.main import main
+main(['recipes', 'cifar10/eunnet20_cifar', '--json'])
+print(nf_zoo.__file__)
+"""
+    *found, file = python(code, cwd=tmp_path, PYTHONPATH=str(wheel)).splitlines()
+    assert Path(file).is_relative_to(wheel)
+    assert 'cifar10/eunnet20_cifar' in {row['name'] for row in json.loads('\n'.join(found))}
+    assert {path.relative_to(wheel / 'nf_zoo') for path in (wheel / 'nf_zoo' / 'configs').rglob('*.yaml')} == {
+        path.relative_to(ROOT) for path in (ROOT / 'configs').rglob('*.yaml')
+    }
 
 
 def test_torch_hub_in_a_checkout_that_is_not_installed(tmp_path: Path) -> None:
@@ -125,7 +164,7 @@ def test_the_documents_commands_parse() -> None:
     assert len(commands) >= 5
     for _, command, *rest in commands:
         if command == 'train':
-            assert (ROOT / rest[0]).is_file()
+            assert recipes.locate(rest[0]).is_file()
         else:
             assert cli.parser().parse_args([command, *rest]).command == command
 
@@ -147,7 +186,7 @@ def test_the_documents_counts_are_those_of_the_models() -> None:
     counts = [int(re.sub(r'\D', '', row.split('|')[-2].rpartition(':')[2])) for row in table.splitlines()[2:]]
     names = 'eunnet50 nf_resnet50 nf_regnet_b1 dm_nf_resnet50 fixup_resnet50 skipinit_resnet50 rescalenet50'.split()
     names += 'idshort_resnet50 learnscalar_resnet50 convshort_resnet50 wn_resnet50'.split()
-    sizes = json.loads(SIZES.read_bytes())
+    sizes = json.loads(SIZES_FILE.read_bytes())
     assert counts == [sizes[name]['params'] for name in names]
 
 

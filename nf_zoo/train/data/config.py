@@ -19,9 +19,11 @@ def data_config(model: nn.Module, given: dict[str, Any] | None = None, use_test_
         use_test_size: Take the cfg's size for evaluation where it has one of its own.
     """
     given = {key: value for key, value in (given or {}).items() if value is not None}
+    channels = getattr(model, 'in_chans', None)
+    if channels == 1:
+        given |= {key: (mean(given[key]),) for key in ('mean', 'std') if len(given.get(key, ())) == 3}
     config: dict[str, Any] = resolve_data_config(given, model=model, use_test_size=use_test_size)
-    channels = getattr(model, 'in_chans', None) or config['input_size'][0]
-    config['input_size'] = (channels, *config['input_size'][1:])
+    config['input_size'] = (channels or config['input_size'][0], *config['input_size'][1:])
     for key in ('mean', 'std'):
         if channels == 1 and len(config[key]) == 3:
             config[key] = (mean(config[key]),)

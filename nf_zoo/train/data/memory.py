@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import UserError, nearest
+from ...errors import UserError, extra, nearest
 
 Batch = tuple[Tensor, Tensor]
 
@@ -100,13 +100,10 @@ def _fashion_mnist(data_dir: str | Path | None, train: bool, download: bool) -> 
 
 def _digits(data_dir: str | Path | None, train: bool, download: bool) -> MemorySet:
     """scikit-learn's scans (UCI optdigits): 8x8, 17 grey levels, enlarged to 32x32; a fifth of each class held out."""
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError:
-        raise UserError("the digits come with scikit-learn: pip install 'nf-zoo[demo]'") from None
-    scans = load_digits()
-    chosen = train_test_split(np.arange(len(scans.target)), test_size=0.2, random_state=0, stratify=scans.target)
+    scans = extra('sklearn.datasets', 'demo').load_digits()
+    chosen = extra('sklearn.model_selection', 'demo').train_test_split(
+        np.arange(len(scans.target)), test_size=0.2, random_state=0, stratify=scans.target
+    )
     index = np.sort(chosen[0 if train else 1])
     grey = torch.from_numpy(scans.images[index] * (255 / 16)).float().unsqueeze(1)
     grey = F.interpolate(grey, size=(32, 32), mode='bicubic').round_().clamp_(0, 255).byte()

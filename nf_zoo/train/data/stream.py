@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ...errors import UserError
+from ...errors import UserError, one_line
 from ..recipe import Recipe
 from .memory import Batch, fold_seed, seed_everything
 from .pipeline import Pipeline
@@ -114,5 +114,5 @@ class _Pictures(IterableDataset):
                 seed_everything(*self.seed, number * shares + share)
                 yield self.transform(picture), int(label)
         except Exception as error:  # readers raise what they like, and torch would wrap it in a traceback
-            said = ' '.join(str(error).split()) or type(error).__name__
+            said = one_line(error)
             yield from repeat(UserError(f'{self.images.name}: {said}'), self.batch_size)  # whole, or it is dropped

@@ -10,7 +10,7 @@ from typing import Any
 from timm.data import create_dataset
 from torch.utils.data import Dataset
 
-from ...errors import UserError, nearest
+from ...errors import UserError, nearest, one_line
 from ..recipe import Recipe
 from .memory import KNOWN
 
@@ -64,7 +64,7 @@ def _open(recipe: Recipe, split: str, **options: Any) -> Any:
     try:
         return create_dataset(name, root, split, is_training=split == recipe.train_split, **options)
     except Exception as error:  # each of the packages behind the names has classes of its own
-        said = ' '.join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         said = said.replace('please pass `num_samples` explicitly', f'give {_count_option(recipe, split)} N')
         raise UserError(f'{name} cannot be read from {root}: {said}') from None
 
