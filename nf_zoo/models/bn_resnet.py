@@ -9,8 +9,9 @@ arXiv:1512.03385, section 4.2. h is their parameter-free shortcut. BN follows ea
 
 ``bn_preresnet*_cifar``, on the right: the control of Civitelli et al. (arXiv:2112.12299), the pre-activation block of
 He et al., arXiv:1603.05027. A 1x1 convolution W is the shortcut in every block, because the parameters and operations
-in Tables 1 and 2 come from such a network. (They don't count the parameters of BN.) BN comes before each convolution
-of F and, as in He et al., before the pooling.
+in Tables 1 and 2 come from such a network. (They don't count the parameters of BN.) Figure 2 shows the classical
+network with identity shortcuts (:func:`nf_zoo.analysis.figure_nets.classical`). BN comes before each convolution of F
+and, as in He et al., before the pooling.
 
 ``gn_resnet*_cifar``: the network on the left with group normalization in place of BN, after Wu, He: "Group
 normalization", ECCV 2018, arXiv:1803.08494. A group has 8 channels. It is the usual choice where batches are small,

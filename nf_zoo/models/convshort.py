@@ -7,10 +7,11 @@ F is two or three plain convolutions without bias, with the activation a between
 s x with a learned scalar s (LearnScalar), or a strided 1x1 convolution of z (ConvShort). Where the shape changes, all
 three have the convolution (6n + 2 layouts: IdShort and LearnScalar have He et al.'s parameter-free shortcut of z).
 
-Init: He fan-out normal (equation 2), which keeps the variance of the gradients; then the weights of each layer are
-standardised to have exactly mean 0 and the rule's deviation. s = 1, classifier as in torch. ``init='fan_in'`` is the
-same with He's fan-in rule. ``init='brock'`` is the rule that the paper compares with (equation 3): it keeps the
-variance of the features, and the gradients explode.
+Init: He fan-out normal (equation 2), which keeps the variance of the gradients within a stage (each strided
+transition divides it by about 4); then the weights of each layer are standardised to have exactly mean 0 and the
+rule's deviation. s = 1, classifier as in torch. ``init='fan_in'`` is the same with He's fan-in rule. ``init='brock'``
+is the rule that the paper compares with (equation 3): it keeps the variance of the features, and the gradients
+explode.
 
 The paper writes W x for the convolutional shortcut. In its derivation equation 2 gives W a gain of 1, which holds
 only after a ReLU, so W takes z here. Equation 3 is a rule for each channel, so 'brock' standardises each output

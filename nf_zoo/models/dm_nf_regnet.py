@@ -1,5 +1,5 @@
 r"""NF-RegNet, in its paper's form. Brock, De, Smith: "Characterizing signal propagation to close the performance gap in
-unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 4 and 6, appendices C and D.
+unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 4 and 5.2, appendices C and D.
 
 .. math:: x_l = h(x_{l-1}) + \alpha g_l F_l(z), \qquad z = \beta_l \gamma\, a(x_{l-1}), \quad
           \beta_l = (1 + n \alpha^2)^{-1/2}
@@ -13,8 +13,8 @@ Init: as of :mod:`.dm_nf_resnet`. The average pooling then quarters the variance
 count that (B.4).
 
 Bottlenecks are cut to whole groups of 8 channels, and squeeze-and-excite has half their width, which gives the
-parameters of Table 3. Its multiply-adds are those at the test size; for B2 and B5 it halves odd sizes as real
-numbers. DeepMind's code has a plain ReLU in squeeze-and-excite, here it is gamma a (appendix D).
+parameters of Table 3. The multiply-adds in Table 3 are those at the test size; for B2 and B5 it halves odd sizes as
+real numbers. DeepMind's code has a plain ReLU in squeeze-and-excite, here it is gamma a (appendix D).
 """
 
 from functools import partial

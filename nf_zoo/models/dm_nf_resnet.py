@@ -6,8 +6,8 @@ unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 3 and 4; in the for
 
 F is three scaled weight-standardised convolutions with the activation gamma a between them. gamma a(x) has variance 1
 for x ~ N(0, 1); it also comes before the head. n counts the additions since the last transition block. Each block has
-a learned scalar g (SkipInit). h is the identity of x; in a transition block it is a strided 1x1 convolution of z.
-alpha is 0.2.
+a learned scalar g (SkipInit). beta here is 1 over the paper's beta. h is the identity of x; in a transition block it
+is a strided 1x1 convolution of z. alpha is 0.2.
 
 Init: g = 0, so that the network starts as its identity path; weights N(0, 1 / fan-in) (the standardisation makes it
 immaterial), biases 0, classifier 0 (appendix D; DeepMind's NF-ResNet draws it from N(0, 0.01)).

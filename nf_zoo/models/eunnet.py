@@ -11,11 +11,12 @@ layouts: He et al.'s parameter-free shortcut).
 
 Init: He fan-in normal, biases 0 (the stem's as in torch), s = 1, classifier N(0, 1 / fan-in).
 
-The paper doesn't say over which numbers the mean and the variance are taken. Its official code takes the whole batch
-(``norm='tensor'``), its appendix the channels of a pixel (``norm='l2'``). Here each image has its own mean and
-variance (``norm='sample'``). The signal is that of the official code, but the logits of an image don't depend on the
-other images of the batch. Biases, scalars and coefficients follow the official code. Its alpha^2 + beta^2 lies
-between 1 and 1 + 1/L - 1/(2L - 1); equation 4 asks for 1.
+Equation 8 writes mu_B and sigma_B, the letters of the mini-batch in equation 2, but leaves open over which axes they
+are taken. Its official code takes the whole batch (``norm='tensor'``), its appendix the channels of a pixel
+(``norm='l2'``). Here each image has its own mean and variance (``norm='sample'``). The signal is that of the official
+code, but the logits of an image don't depend on the other images of the batch. Biases, scalars and coefficients
+follow the official code. Its alpha^2 + beta^2 lies between 1 and 1 + 1/L - 1/(2L - 1); equation 4 asks for 1. With
+He's fan-in weights behind a standardised input Var(F) is 2, where equation 9 has 1.
 
 ``scale=False`` (no s) and ``residual_scaling=False`` (no alpha and no beta) are the ablations of Table 4.
 """

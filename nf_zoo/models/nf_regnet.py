@@ -1,5 +1,5 @@
 r"""NF-RegNet, in timm's form. Brock, De, Smith: "Characterizing signal propagation to close the performance gap in
-unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 4 and 6, appendices C and D.
+unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 4 and 5.2, appendices C and D.
 
 .. math:: x_l = h(x_{l-1}) + \alpha F_l(z), \qquad z = \beta_l\, a(x_{l-1}), \quad \beta_l = (1 + n \alpha^2)^{-1/2}
 

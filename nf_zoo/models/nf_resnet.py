@@ -6,7 +6,7 @@ unnormalized ResNets", ICLR 2021, arXiv:2101.08692, sections 3 and 4.
 F is three (CIFAR layouts: two) scaled weight-standardised convolutions with the activation a between them. n counts
 the additions since the last transition block. Each addition adds alpha^2 to the variance, and a transition block
 resets it: its shortcut h is average pooling and a 1x1 convolution of z (CIFAR layouts: He et al.'s parameter-free
-shortcut of z). Otherwise h is the identity of x. alpha is 0.2.
+shortcut of z). Otherwise h is the identity of x. alpha is 0.2. beta here is 1 over the paper's beta.
 
 Init: He fan-in normal (the standardisation makes it immaterial). The gain of each branch's last convolution is 0, so
 that the network starts as its identity path. In the CIFAR layouts it is 1: with 0 the zero-padded channels would stay
@@ -14,9 +14,11 @@ that the network starts as its identity path. In the CIFAR layouts it is 1: with
 
 timm's form, with whose weights this is drop-in, differs from the paper's in four points. The constant gamma of the
 activation is in every convolution, also the stem's; the paper has it after each activation. A zero gain replaces the
-scalar of SkipInit. The shortcut has average pooling. eps is 1e-5, added to the variance. This page differs from timm
-in stochastic depth, which here never divides by the keep rate (appendix B.2 of the paper). Squeeze-and-excite follows
-the last convolution, with ratio 1/16.
+scalar of SkipInit. The shortcut has average pooling. eps is 1e-5, added to the variance. The stem's gamma trebles the
+variance and each pooled shortcut quarters it, so that the stages begin at about 3, 1, 0.25 and 0.05 where the paper's
+form begins at 1 (``nf-zoo signal nf_resnet50 dm_nf_resnet50 --awake``). This page differs from timm in stochastic
+depth, which here never divides by the keep rate (appendix B.2 of the paper). Squeeze-and-excite follows the last
+convolution, with ratio 1/16.
 """
 
 from collections.abc import Iterable
@@ -94,7 +96,7 @@ class NFResNet(ResNet):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Gains and biases, as section 5.1 says."""
+        """Gains and biases, as appendix B.1 says."""
         return {name for name, _ in self.named_parameters() if name.endswith(('.gain', '.bias'))}
 
 

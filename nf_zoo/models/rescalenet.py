@@ -10,9 +10,10 @@ shape changes it is average pooling, a bias and a 1x1 convolution (CIFAR layouts
 without bias).
 
 Init: He fan-in normal. Each of the m convolutions of F is multiplied by (L / (k + 1))^(1 / (2m)), so that the factor
-of the whole branch is beta = (k + 1)^(-1/2), and alpha^2 + beta^2 = 1. Shortcuts and classifier N(0, 1 / fan-in), s =
-1. Biases are 0, and :meth:`RescaleNet.init_from_data` then sets them from images. Biases and scalars aren't decayed;
-the classifier's bias is.
+of the whole branch is beta = (k + 1)^(-1/2), and alpha^2 + beta^2 = 1. (Hoedt et al., section 4.1, count one further:
+1 / (L + 1) ... 1 / (2L). Nguyen et al. print the factor as (L / (k + L))^(2 / m), a misprint.) Shortcuts and
+classifier N(0, 1 / fan-in), s = 1. Biases are 0, and :meth:`RescaleNet.init_from_data` then sets them from images.
+Biases and scalars aren't decayed; the classifier's bias is.
 
 The official code centres the features in its first eight calls of forward, in training and in evaluation. Here
 forward has no state: the bias minus the mean is one parameter. ``scale=False`` removes s, ``residual_scaling=False``

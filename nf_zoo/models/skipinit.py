@@ -7,8 +7,8 @@ F is three (CIFAR layouts: two) plain convolutions with the activation a between
 s. h is the identity of x; where the shape changes it is a strided 1x1 convolution of z (CIFAR layouts: He et al.'s
 parameter-free shortcut of z). Every convolution but the stem's has a bias.
 
-Init: s = 0, so that the network starts as its identity path; He fan-in normal, biases 0, classifier 0. Biases and
-scalars aren't decayed (Brock, De, Smith).
+Init: s = 0, so that the network starts as its identity path; He fan-in normal, biases 0, classifier 0. Biases aren't
+decayed (Brock, De, Smith, appendix B.1), nor are scalars (DeepMind's code).
 
 DeepMind's code draws the weights with variance 1 / fan-in. Here it is 2 / fan-in, as He et al. derive for ReLU.
 ``scale=False`` removes s: the plain residual network, whose variance grows with every block. Squeeze-and-excite comes
