@@ -16,7 +16,7 @@ from nf_zoo.errors import UserError
 @pytest.mark.parametrize('name', representatives())
 def test_every_family_has_a_row_for_the_stem_and_for_each_block(name):
     model = small(name)
-    stem, *rows = signal_propagation(model, images(name))
+    stem, *rows = signal_propagation(model, images(name, side=32))
     assert [row.block for row in rows] == [f'stages.{i}.{j}' for i, s in enumerate(model.stages) for j in range(len(s))]
     assert stem.block == 'stem' and stem.stage == -1 and math.isnan(stem.branch_variance)
     assert [row.stage for row in rows] == [i for i, s in enumerate(model.stages) for _ in s]
