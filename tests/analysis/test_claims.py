@@ -37,7 +37,7 @@ def additions(depths: tuple[int, ...]) -> list[int]:
 
 @pytest.mark.parametrize(
     ('depths', 'attn_layer', 'count'),
-    [((3, 4, 6, 3), None, 8), ((3, 4, 6, 3), 'se', 8), ((50, 50, 50, 50), None, 2)],
+    [((3, 4, 6, 3), None, 8), ((3, 4, 6, 3), 'se', 8), ((50, 50, 50, 50), None, 4)],
     ids=['50 layers', '50 layers, se', '600 layers'],
 )
 def test_the_variance_grows_by_alpha_squared_with_each_addition(depths, attn_layer, count):
