@@ -19,6 +19,15 @@ def representatives() -> list[str]:
     return list(seen.values())
 
 
+def one_per_method() -> list[str]:
+    """One name of every method without batch normalization, that of the CIFAR layout where there is one."""
+    names = [name for name in representatives() if not name.startswith('bn_')]
+    found: dict[type, str] = {}
+    for name in sorted(names, key=lambda name: name.endswith('_cifar')):
+        found[type(timm.create_model(name, device='meta'))] = name
+    return sorted(found.values())
+
+
 def small(name: str, **kwargs) -> nn.Module:
     """``name`` with few blocks and ten classes, in general position: every parameter away from its initial value."""
     stages = len(timm.create_model(name, device='meta').stages)
@@ -30,6 +39,12 @@ def small(name: str, **kwargs) -> nn.Module:
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             parameter.add_(0.1 * noise * (parameter.std() if parameter.numel() > 1 else 1) + 0.05 * noise)
     return model
+
+
+def tiny(name: str, **kwargs) -> nn.Module:
+    """``name`` with one block a stage and an eighth of the channels, in float64 and in general position."""
+    stages = len(timm.create_model(name, device='meta').stages)
+    return small(name, depths=(1,) * stages, width=0.125, **kwargs).double()
 
 
 def images(name: str, n: int = 2, side: int | None = None, **kwargs) -> torch.Tensor:

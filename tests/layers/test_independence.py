@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from families import SHALLOW, representatives, small
+from families import SHALLOW, one_per_method, representatives, small, tiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import FrozenBatchNorm2d
@@ -26,10 +26,8 @@ def per_sample(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
 
 
-def check_per_sample(name: str) -> None:
+def check_per_sample(model: nn.Module) -> None:
     """They are those of one image at a time, to 1e-12 of the largest."""
-    stages = len(timm.create_model(name, device='meta').stages)
-    model = small(name, depths=(1,) * stages).double().train()
     assert nf_zoo.is_batch_independent(model)
     x, y = torch.randn(2, 3, 16, 16, dtype=torch.float64), torch.tensor([1, 5])
     found = per_sample(model, x, y)
@@ -43,19 +41,20 @@ def check_per_sample(name: str) -> None:
             torch.testing.assert_close(found[key][i], grad, rtol=0, atol=1e-12 * largest)
 
 
-@pytest.mark.parametrize('name', [name for name in representatives() if not is_control(name)])
+@pytest.mark.parametrize('name', one_per_method())
 def test_gradients_of_each_image(name: str) -> None:
-    check_per_sample(name)
+    check_per_sample(tiny(name).train())
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize('name', [name for name in nf_zoo.list_models() if not is_control(name)])
 def test_gradients_of_each_image_for_every_name(name: str) -> None:
-    check_per_sample(name)
+    stages = len(timm.create_model(name, device='meta').stages)
+    check_per_sample(small(name, depths=(1,) * stages).double().train())
 
 
 def test_which_networks_mix_images() -> None:
-    for name in nf_zoo.list_models():
+    for name in representatives():
         model = timm.create_model(name, device='meta')
         assert nf_zoo.is_batch_independent(model) == (not is_control(name)), name
     for norm, independent in (('sample', True), ('l2', True), ('tensor', False)):

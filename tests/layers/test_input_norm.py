@@ -51,7 +51,7 @@ def test_eunconv_is_equation_8(norm: str) -> None:
 def test_a_graph_or_none_and_any_layout(shape: tuple[int, ...], layout: torch.memory_format | None, norm: str) -> None:
     """Values and gradients are autograd's own through `standardize`, whatever the layout of x and of the gradient."""
     if norm == 'tensor' and not shape[0]:
-        pytest.skip('an empty batch has no moments')
+        return  # an empty batch has no moments
     conv, x = eunconv(norm=norm), torch.randn(shape, dtype=torch.float64)
     x = x.to(memory_format=layout) if layout else x.transpose(2, 3).contiguous().transpose(2, 3)
     y = conv(x.requires_grad_())

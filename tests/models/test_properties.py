@@ -1,0 +1,62 @@
+"""What every network without batch normalization can do, and those with it can't."""
+
+import pytest
+import torch
+from families import images, one_per_method, tiny
+from torch import Tensor
+from torch.nn import functional as F
+
+NAMES = one_per_method()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_training_mode_computes_what_evaluation_computes(name: str) -> None:
+    """There are no running statistics: without dropout the mode changes neither the logits nor a buffer."""
+    model, x = tiny(name), images(name, side=16, dtype=torch.float64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    logits = model.train()(x)
+    assert torch.equal(logits, model.eval()(x))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_one_image_at_a_time_learns_what_their_batch_does(name: str) -> None:
+    """Online learning: the gradients of single images add up to those of the batch."""
+    model, x = tiny(name).train(), images(name, n=3, side=16, dtype=torch.float64)
+    y = torch.tensor([1, 5, 9])
+    F.cross_entropy(model(x), y, reduction='sum').backward()
+    batch = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for i in range(len(x)):
+        F.cross_entropy(model(x[i : i + 1]), y[i : i + 1]).backward()
+    largest = max(grad.abs().max().item() for grad in batch)
+    for p, grad in zip(model.parameters(), batch, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=0, atol=1e-12 * largest)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_second_derivatives(name: str) -> None:
+    """Of input and parameters, at 8 pixels. Away from ReLU's kinks the networks are smooth."""
+    model, x = tiny(name).eval(), images(name, n=1, side=8, dtype=torch.float64).requires_grad_()
+    names = [key for key, _ in model.named_parameters()]
+    parameters = [p.detach().requires_grad_() for p in model.parameters()]
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradgradcheck(run, (x, *parameters), fast_mode=True)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_hessian_vector_product_is_the_derivative_of_the_gradient(name: str) -> None:
+    """Autograd's double backward against torch.func's forward mode over reverse mode."""
+    model, x = tiny(name).eval(), images(name, n=2, side=8, dtype=torch.float64)
+    v = torch.randn_like(x)
+
+    def loss(x: Tensor) -> Tensor:
+        return model(x).square().sum()
+
+    found = torch.autograd.functional.hvp(loss, x, v)[1]
+    expected = torch.func.jvp(torch.func.grad(loss), (x,), (v,))[1]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * expected.abs().max().item())
+    assert found.any()
