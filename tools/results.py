@@ -74,11 +74,15 @@ def row_of(run: Path) -> dict[str, str]:
         f'{metrics["loss"]:.4f}',
         metrics['n'],
         result.epochs,
-        f'{(result.seconds or 0) / 60:.0f}',
+        _minutes(result.seconds or 0),
         result.hardware,
         result.sha256,
     ]
     return dict(zip(RUN_COLUMNS, map(str, values), strict=True))
+
+
+def _minutes(seconds: float) -> str:
+    return f'{seconds / 60:.{0 if seconds >= 600 else 1}f}'
 
 
 @cache
@@ -94,23 +98,25 @@ def files() -> dict[Path, str]:
     """What this writes: path -> text."""
     texts = {}
     weights = [
-        '| name | top-1 | top-5 | parameters | multiply-adds | epochs | recipe |',
-        '|---|---|---|---|---|---|---|',
+        '| name | top-1 | top-5 | images | parameters | multiply-adds | epochs | recipe |',
+        '|---|---|---|---|---|---|---|---|',
     ]
     published = ['| run | top-1 | loss | n | seed | epochs | time | hardware |', '|---|---|---|---|---|---|---|---|']
-    for dataset, table in rows().items():
+    for dataset, table in sorted(rows().items(), reverse=True):  # photographs first
         texts[ROOT / 'results' / f'{dataset}.csv'] = _csv(table, COLUMNS)
         for row in table:
             manifest = row['manifest']
             size = facts(row['model'])  # of these weights: their classes, their pixels
             weights.append(
-                f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size.parameters:,} | {size.macs:,} '
+                f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {manifest["metrics"]["n"]:,} '
+                f'| {size.parameters:,} | {size.macs:,} '
                 f'| {manifest["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
             )
-            metrics, minutes = manifest['metrics'], manifest['seconds'] / 60
+            metrics = manifest['metrics']
             published.append(
                 f'| `{row["model"]}` | {row["top1"]} % | {metrics["loss"]:.3f} | {metrics["n"]:,} '
-                f'| {manifest["seed"]} | {manifest["epochs"]} | {minutes:.0f} min | {manifest["hardware"]} |'
+                f'| {manifest["seed"]} | {manifest["epochs"]} | {_minutes(manifest["seconds"])} min '
+                f'| {manifest["hardware"]} |'
             )
     tables = {'weights': weights, 'published': published, 'runs': _runs()}
 

@@ -104,7 +104,7 @@ def render(manifest: dict[str, Any], curves: bool) -> str:
         summary=f'{summary}.',
         metrics=_table(shown),
         curves='\n![loss and accuracy over the epochs](curves.png)\n' if curves else '',
-        note=f'{manifest["data_note"]}\n\n' if manifest.get('data_note') else '',
+        note=f'{manifest["note"]}\n\n' if manifest.get('note') else '',
         facts=_table({key: _plain(value) for key, value in facts.items() if value not in (None, '')}),
         recipe=yaml.safe_dump(manifest.get('recipe') or {}, sort_keys=False),
     )

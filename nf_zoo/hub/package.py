@@ -293,7 +293,7 @@ def _manifest(
         'versions',
         'blocks',
         'changes',
-        'data_note',
+        'note',
     ):
         if known.get(key) not in (None, {}, [], ''):
             manifest[key] = known[key]

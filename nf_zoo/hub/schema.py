@@ -141,7 +141,7 @@ MANIFEST_OPTIONS: dict[str, Check] = {
     'dtype': _text(64),
     'published': _text(32),
     'changes': _list(lambda v: isinstance(v, dict), 0, 1000),
-    'data_note': _text(),
+    'note': _text(),
     'blocks': _dict(_text(200), _dict(_name, _either(_null, _number(-1e30, 1e30)), 16), 10_000),
     **dict.fromkeys(('recipe', 'model_args', 'versions'), lambda v: isinstance(v, dict)),
 }

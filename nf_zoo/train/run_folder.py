@@ -66,7 +66,7 @@ class Result:
     hardware: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     blocks: Mapping[str, Any] = field(default_factory=dict)  # of each block its scalar and its branch's share
-    data_note: str | None = None  # what a reader must know of the images; the engine doesn't write it, publish takes it
+    note: str | None = None  # for the card; publish takes it, the engine does not write it
 
     @property
     def architecture(self) -> str:
@@ -75,7 +75,7 @@ class Result:
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {  # as JSON has them, or a caller in Python
-    **dict.fromkeys(('model', 'dataset', 'interpolation', 'sha256', 'hardware', 'data_note'), str),
+    **dict.fromkeys(('model', 'dataset', 'interpolation', 'sha256', 'hardware', 'note'), str),
     **dict.fromkeys(('num_classes', 'bytes', 'train_n', 'epochs', 'steps', 'seed', 'processes'), int),
     **dict.fromkeys(('crop_pct', 'seconds', 'seconds_per_epoch'), (int, float)),
     **dict.fromkeys(('classes', 'input_size', 'mean', 'std', 'changes'), (list, tuple)),

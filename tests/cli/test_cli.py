@@ -166,12 +166,12 @@ def test_list_pretrained_has_timms_tags_and_ours(run: Run) -> None:
 
 
 def test_list_pretrained_has_the_size_of_the_weights_and_the_hubs_tags(run: Run, hubs: Path) -> None:
-    """The CIFAR-10 weights of eunnet50 have ten classes and 64 pixels, where the layout has 1000 and 224."""
+    """The weights of eunnet50 have ten classes and 128 pixels, where the layout has 1000 and 224."""
     rows = {row['name']: row for row in json.loads(run('list', 'eunnet', '--pretrained', '--json')[1])}
-    model = timm.create_model('eunnet50.cifar10', device='meta')
-    assert rows['eunnet50.cifar10']['params'] == sum(p.numel() for p in model.parameters()) == 23_501_978
-    assert rows['eunnet50.cifar10']['input'] == [3, 64, 64]
-    assert rows['eunnet50.cifar10']['macs'] == 333_664_256
+    model = timm.create_model('eunnet50.imagenette', device='meta')
+    assert rows['eunnet50.imagenette']['params'] == sum(p.numel() for p in model.parameters()) == 23_501_978
+    assert rows['eunnet50.imagenette']['input'] == [3, 128, 128]
+    assert rows['eunnet50.imagenette']['macs'] == 1_334_595_584
     assert rows['eunnet20_cifar.letters']['weights'] == {'letters': 10.0}
     (row,) = json.loads(run('list', 'eunnet20_cifar', '--json')[1])
     assert list(row['weights']) == ['letters', 'cifar10']

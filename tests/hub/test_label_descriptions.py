@@ -43,7 +43,7 @@ def photographs(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_published_photographs(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts: dict[str, Any] = dict(classes=IDS, dataset='imagenette', data_note=NOTE)
+    facts: dict[str, Any] = dict(classes=IDS, dataset='imagenette', note=NOTE)
     run, name = make_run(tmp_path / 'run'), f'{NAME}.imagenette'
     monkeypatch.setenv('NF_ZOO_HUB', str(tmp_path / 'first'))
     hub.publish(run, tmp_path / 'first', name, **facts)
