@@ -6,6 +6,7 @@
 # make gpu-test           the tests that need a GPU; tools/gpu.sh FOLDER measures speed and memory there too
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make recipes TRAIN_PY=FILE [RECIPES='cifar10/*']   timm's own train.py on our recipes, on a few pictures
+# make docs               the documentation site in build/site; warnings are errors
 # make golden             rewrite nf_zoo/analysis/models.json after a deliberate change
 # make results [RUNS='DIR DIR']   write results/*.csv and the tables of README and RESULTS from the bundled weights; add runs
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
@@ -24,7 +25,7 @@ OLAH := .venv/olah
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check soak kit-test gpu-test contract recipes golden results clean
+.PHONY: demo test check soak kit-test gpu-test contract recipes golden results docs clean
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -67,6 +68,9 @@ golden: $(STAMP)
 
 results: $(STAMP)
 	$(BIN)/python -m tools.results $(RUNS)
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 clean:
 	rm -rf .venv build dist demo-output export/*/node_modules export/cpp/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -47,7 +47,8 @@ class ResNet(nn.Module):
         drop_rate: Dropout rate before the classifier.
         drop_path_rate: Stochastic depth rate of the last block.
         attn_layer: 'se' or None.
-        device, dtype: Device and dtype of all parameters.
+        device: Device of all parameters.
+        dtype: Data type of all parameters.
 
     Raises:
         UserError: a value that the layout or the method doesn't know.

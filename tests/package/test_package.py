@@ -80,7 +80,7 @@ def test_the_public_names_exist() -> None:
 def test_the_installed_metadata() -> None:
     found = metadata('nf-zoo')
     assert found['Version'] == nf_zoo.__version__
-    assert set(found.get_all('Provides-Extra', [])) == {'export', 'plot', 'train', 'demo', 'all', 'dev'}
+    assert set(found.get_all('Provides-Extra', [])) == {'export', 'plot', 'train', 'demo', 'all', 'docs', 'dev'}
     assert f'## {nf_zoo.__version__}' in (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
 
 
