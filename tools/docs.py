@@ -1,4 +1,6 @@
-"""What the documentation site has beyond its Markdown files. mkdocs calls the functions ``on_*`` (mkdocs.yml, ``hooks``).
+"""The pages of the documentation site that no Markdown file holds.
+
+mkdocs calls the functions ``on_*`` (mkdocs.yml, ``hooks``).
 
 A method's page is made from its docstring, the command reference from the parsers, and the pages of results, of the
 changelog and of adding a method from the documents at the top of the repository, so that nothing is written twice.
@@ -17,7 +19,6 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-import nf_zoo
 from nf_zoo.analysis.catalogue import rows
 from nf_zoo.cli import train
 from nf_zoo.cli.main import parser
@@ -36,7 +37,11 @@ METHODS = {
     'weight_norm': 'Weight normalization',
     'bn_resnet': 'The controls',
 }
-DOCUMENTS = {'results.md': 'RESULTS.md', 'reference/changelog.md': 'CHANGELOG.md', 'how-to/add-a-method.md': 'CONTRIBUTING.md'}
+DOCUMENTS = {
+    'results.md': 'RESULTS.md',
+    'reference/changelog.md': 'CHANGELOG.md',
+    'how-to/add-a-method.md': 'CONTRIBUTING.md',
+}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -84,8 +89,8 @@ def method_page(name: str, title: str) -> str:
         '|---|---|---|---|---|',
     ]
     for row in found:
-        weights = ', '.join(f'`{tag}`' + ('' if top1 is None else f' {top1:.2f} %') for tag, top1 in row.weights.items())
-        lines.append(f'| `{row.name}` | {row.params:,} | {row.macs:,} | {row.input[-1]} | {weights} |')
+        tags = ', '.join(f'`{tag}`' + ('' if top1 is None else f' {top1:.2f} %') for tag, top1 in row.weights.items())
+        lines.append(f'| `{row.name}` | {row.params:,} | {row.macs:,} | {row.input[-1]} | {tags} |')
     return '\n'.join(lines) + '\n'
 
 

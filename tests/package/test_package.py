@@ -19,6 +19,7 @@ import timm
 import nf_zoo
 from nf_zoo.analysis.catalogue import SIZES_FILE
 from nf_zoo.cli import main as cli
+from nf_zoo.cli import train as train_command
 from nf_zoo.errors import UserError
 from nf_zoo.train import recipes
 
@@ -164,9 +165,17 @@ def test_the_documents_commands_parse() -> None:
     assert len(commands) >= 5
     for _, command, *rest in commands:
         if command == 'train':
-            assert recipes.locate(rest[0]).is_file()
+            found = train_command._parser().parse_args(rest)
+            assert found.recipe is None or recipes.locate(found.recipe).is_file()
         else:
             assert cli.parser().parse_args([command, *rest]).command == command
+
+
+def test_the_readmes_python_runs() -> None:
+    text = (ROOT / 'README.md').read_text(encoding='utf-8')
+    blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    assert len(blocks) >= 4
+    python('\n'.join(blocks))
 
 
 def test_the_documents_names_and_links_exist() -> None:
