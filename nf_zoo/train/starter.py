@@ -46,7 +46,7 @@ def starter_recipe(options: dict[str, Any]) -> tuple[Recipe, str]:
     recipe = Recipe().with_options(base | options)
     what = 'training from the beginning' if base['epochs'] == TRAINING['epochs'] else 'fine-tuning its weights'
     return recipe, (
-        f'{recipe.model}, without a recipe: {what}, {recipe.epochs} epochs, lr {recipe.lr:g}; '
+        f'{recipe.model}, without a recipe: {what}, epochs {recipe.epochs}, lr {recipe.lr:g}; '
         f'recipe.yaml in the output folder has all settings'
     )
 
