@@ -84,6 +84,16 @@ def test_what_is_no_usable_picture_is_one_line_at_once(images: Path, kind: str) 
             list(make(images).train_batches(0, 0))
 
 
+def test_a_pipe_in_a_folder_that_timm_opens_is_one_line_at_once(images: Path) -> None:
+    path = images / 'train' / 'dog' / '3.png'
+    path.unlink()
+    os.mkfifo(path)
+    recipe = timm_recipe(images)
+    data = FolderData(*read_sets(recipe), recipe, CONFIG, torch.device('cpu'))
+    with pytest.raises(UserError, match='is a pipe .FIFO., not a file'):
+        list(data.train_batches(0, 0))
+
+
 def test_a_link_to_a_folder_above_it_is_refused_and_another_link_is_followed(images: Path, tmp_path: Path) -> None:
     extra = tmp_path / 'extra'
     extra.mkdir()

@@ -137,6 +137,13 @@ def test_every_number_and_every_choice_has_a_range_in_words() -> None:
             assert RANGES[f.name].problem(f.name, f.default) is None
 
 
+def test_contributing_lists_the_ranges() -> None:
+    text = (Path(__file__).parents[2] / 'CONTRIBUTING.md').read_text()
+    table = text.split('<!-- ranges of recipe keys -->\n')[1].split('\n<!-- end -->')[0].splitlines()
+    rows = [f'| `{key}` | {limits} |' for key, limits in RANGES.items() if str(limits)]
+    assert table == ['| key | values |', '|---|---|', *rows], '\n'.join(rows)
+
+
 def test_a_missing_or_binary_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match='No such file'):
         load_recipe(tmp_path / 'none.yaml')

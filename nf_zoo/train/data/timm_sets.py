@@ -4,15 +4,19 @@
 import os
 import re
 import sys
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from timm.data import create_dataset
 from torch.utils.data import Dataset
+from torchvision.datasets import ImageFolder
 
 from ...errors import UserError, nearest, one_line
 from ..recipe import Recipe
 from .memory import KNOWN
+from .pictures import read_picture, refuse_loops
 
 STREAMS = ('hfids', 'tfds', 'wds')
 _PACKAGES = {
@@ -97,6 +101,9 @@ class TimmSet(Dataset):
 
     def __init__(self, recipe: Recipe, split: str) -> None:
         self.pictures, self.mode = _open(recipe, split), picture_mode(recipe)
+        if isinstance(self.pictures, ImageFolder):  # read like our own folders: nothing but pictures, each once
+            refuse_loops(Path(self.pictures.root))
+            self.pictures.loader = partial(read_picture, mode=self.mode)
         self.classes = _classes(self.pictures, recipe)
 
     def __len__(self) -> int:
