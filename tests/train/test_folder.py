@@ -181,7 +181,8 @@ def test_a_data_set_that_timm_names_is_read_like_a_folder(images: Path) -> None:
 @pytest.mark.parametrize(
     ('options', 'said'),
     [
-        ({'dataset': 'torch/nothing'}, 'torch/nothing cannot be read from'),
+        ({'dataset': 'torch/nothing'}, "unknown data set 'torch/nothing'"),
+        ({'data_dir': 'nowhere'}, 'torch/image_folder cannot be read from nowhere'),
         ({'data_dir': None}, 'needs its folder'),
     ],
 )
