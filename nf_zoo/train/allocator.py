@@ -10,10 +10,11 @@ LIMITS = {TRIM: 64 << 20, MMAP: 32 << 20}  # to which glibc's own thresholds gro
 
 @contextmanager
 def keep_freed() -> Iterator[None]:
-    """While entered, glibc keeps the memory that is freed; at the end it goes back to the system.
+    """Keep freed memory in the process while entered (glibc), and return it to the system at the end.
 
-    Otherwise activations are given back and come again page by page, zeroed, at every step: 7,000 to 27,000 page faults
-    a step of EUNNet-20 with 128 images, by chance, 4 to 8 % of its time. Other C libraries are left alone.
+    Otherwise glibc may return the memory of the activations after every step and fetch it again, page by page and
+    zeroed. That is 7,000 to 27,000 page faults for a step of EUNNet-20 with 128 images, and 4 to 8 % of its time. With
+    another C library this does nothing.
     """
     try:
         libc = ctypes.CDLL(None)

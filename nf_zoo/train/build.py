@@ -52,8 +52,8 @@ def open_device(name: str, processes: Processes | None = None) -> torch.device:
 def build_model(recipe: Recipe, classes: Sequence[str] | None, log: Log) -> nn.Module:
     """The model on the CPU, its weights drawn from torch's global generator.
 
-    ``classes`` are those of the data set; None if they are unknown. Pretrained weights for other classes, though as
-    many, get a new classifier: the old one would be sure and wrong.
+    ``classes`` are those of the data set; None if they are unknown. Pretrained weights for other classes get
+    a new classifier, even if the number of classes is the same: the old one would be confidently wrong.
     """
     num_classes = None if classes is None else len(classes)
     name = recipe.model
@@ -125,8 +125,10 @@ def try_sizes(recipe: Recipe, model: nn.Module, config: dict[str, Any], device: 
 
 
 def read_sets(recipe: Recipe) -> tuple[Any, Any]:
-    """The training and the validation set, both with ``classes``: two `MemorySet`, two that give single pictures by
-    number, or two `StreamSet`."""
+    """The training and the validation set: two `MemorySet`, two sets of single pictures by index, or two `StreamSet`.
+
+    All have ``classes``. Raises `UserError` for data that are missing or can't be read.
+    """
     splits = recipe.train_split, recipe.val_split
     if recipe.dataset == 'folder':
         return open_folders(recipe.data_dir, *splits, mode=picture_mode(recipe))
@@ -198,7 +200,10 @@ def data_config(recipe: Recipe, model: nn.Module, sets: tuple[Any, Any]) -> dict
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module, images: int | None = None) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the method's groups; ``images`` of an update, if not what one process takes."""
+    """The recipe's optimizer, with the parameter groups that the model asks for.
+
+    ``images`` is the number of images of an update; by default that of one process. Raises `UserError`.
+    """
     if recipe.opt.removeprefix('lookahead_') not in list_optimizers():
         raise UserError(f'unknown optimizer {recipe.opt!r}{nearest(recipe.opt, list_optimizers())}')
     groups = parameter_groups(model, recipe.weight_decay)
@@ -207,7 +212,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module, images: int | None = None)
         optimizer = create_optimizer_v2(groups, **options)
     except Exception as error:  # an optimizer raises what it likes
         raise UserError(f'optimizer {recipe.opt}: {one_line(error)}') from None
-    if recipe.sched == 'none':  # else timm's scheduler sees to it
+    if recipe.sched == 'none':  # otherwise timm's scheduler applies lr_scale
         for group in optimizer.param_groups:
             group['lr'] *= group['lr_scale']
     return optimizer
@@ -258,7 +263,7 @@ def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
 
 
 class _Average(ModelEmaV3):
-    """timm's moving average; with warm-up, by the method's own rule ``model.ema_decay(i, decay)`` where it has one."""
+    """timm's moving average of the weights. With warm-up, a model's own rule ``ema_decay(update, decay)`` is used."""
 
     def get_decay(self, step: int | None = None) -> float:
         rule = getattr(self.module, 'ema_decay', None)
@@ -278,7 +283,7 @@ def build_loss(recipe: Recipe) -> nn.Module:
 
 
 def build_autocast(recipe: Recipe, device: torch.device, log: Log) -> Callable[[], AbstractContextManager]:
-    """A maker of autocast contexts in bfloat16, or of empty ones where the device has no bfloat16 instructions."""
+    """A function that makes autocast contexts in bfloat16; empty ones if the device has no bfloat16 instructions."""
     if not recipe.amp:
         return nullcontext
     if not _has_bf16(device):

@@ -1,7 +1,7 @@
 """Checkpoints: NNNNNNNN.safetensors (tensors) and NNNNNNNN.json (the rest), numbered by the updates done.
 
-The JSON file is written last and holds the hash of the other, and its own, so a torn or damaged checkpoint is noticed.
-Nothing in them depends on the time of day, and no generator's state is needed: the engine seeds every step.
+The JSON file is written last. It holds the hashes of both files, so a torn or damaged checkpoint is noticed. A
+checkpoint contains no time of day and no state of a random generator, because the engine seeds every step.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import tensor_bytes, write_whole
+from ..files import refuse_special, tensor_bytes, write_whole
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> None:
@@ -29,13 +29,15 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: 
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]] | None:
-    """Tensors, state and the damaged files that were passed over; None when there is no checkpoint at all.
+    """Load the newest intact checkpoint: its tensors, its state, and the names of damaged newer ones.
 
-    Raises `UserError` when there are checkpoints and all are damaged.
+    Returns None if there is no checkpoint. Raises `UserError` if there are checkpoints and all are damaged.
     """
     damaged: list[str] = []
     for name in _numbers(folder):
         try:
+            for kind in ('json', 'safetensors'):
+                refuse_special(folder / f'{name}.{kind}')
             found = json.loads((folder / f'{name}.json').read_bytes())
             body = {key: found[key] for key in ('tensors_sha256', 'state')}
             data = (folder / f'{name}.safetensors').read_bytes()
@@ -55,5 +57,5 @@ def _numbers(folder: Path) -> list[str]:
 
 
 def _hash(body: dict[str, Any]) -> str:
-    as_read = json.loads(json.dumps(body))  # where keys are strings: 18 before 9, which as numbers sort otherwise
+    as_read = json.loads(json.dumps(body))  # JSON's keys are strings, which sort otherwise than numbers: 18 before 9
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

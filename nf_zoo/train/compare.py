@@ -1,5 +1,7 @@
-"""Several runs side by side: a table, and one picture of their curves. Runs that differ in their seed alone belong
-together."""
+"""Several runs side by side: a table, and one picture of their curves.
+
+Runs that differ only in their seed are grouped.
+"""
 
 import json
 import math
@@ -17,7 +19,7 @@ from . import report, run_folder
 from .curves import draw_runs
 from .recipe import Recipe
 
-_SEED = re.compile(r'([._/-]+\d*|\d+)$')  # what the seeds at the end of names may have in common
+_SEED = re.compile(r'([._/-]+\d*|\d+)$')  # the names of a group end in their seeds, which may begin alike
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Summary:
     run: str
     recipe: Recipe
     rows: list[report.Row]
-    kind: str  # the scores that are the result: 'ema', those of the moving average, where there is one, else 'eval'
+    kind: str  # the scores that are the result: 'ema' (the moving average) if the run has one, else 'eval'
 
     @property
     def scored(self) -> list[report.Row]:
@@ -71,13 +73,13 @@ def _read(folder: Path, name: str) -> Summary:
 
 
 def _short(names: list[str]) -> list[str]:
-    """The last part of each path where that tells them apart."""
+    """The last part of each path if these are distinct, else the whole paths."""
     last = [Path(name).name for name in names]
     return last if len(set(last)) == len(last) else names
 
 
 def by_recipe(runs: Sequence[Summary]) -> dict[str, list[Summary]]:
-    """The runs of each recipe, whatever their seed: the part that their names have in common -> runs."""
+    """Group the runs by recipe, ignoring the seed. A group's key is the part that the names of its runs share."""
     groups: dict[str, list[Summary]] = {}
     for run in runs:
         groups.setdefault(json.dumps(run.recipe.settings() | {'seed': None}), []).append(run)

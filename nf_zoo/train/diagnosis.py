@@ -1,4 +1,4 @@
-"""Where a number that is none came from: the first layer that made it."""
+"""Find the first layer that produced NaN or infinity."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def layer_of_the_output(
     model: nn.Module, x: Tensor, autocast: Callable[[], AbstractContextManager] = nullcontext
 ) -> str:
-    """The first layer, in the order of forward, that makes inf or NaN of finite numbers when the model sees ``x``."""
+    """The first layer, in the order of forward, whose output holds NaN or infinity when the model sees ``x``."""
     if not torch.isfinite(x).all():
         return 'the images themselves hold inf or NaN'
     found: list[str] = []
@@ -33,7 +33,7 @@ def layer_of_the_output(
 
 
 def layer_of_the_gradient(model: nn.Module) -> str:
-    """The layer in which inf or NaN arose in backward, which goes from the last layer to the first."""
+    """The layer in whose gradient NaN or infinity arose. Backward goes from the last layer to the first."""
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
             return f'the gradient of {name} overflows'

@@ -17,12 +17,13 @@ from .data.stream import StreamData
 from .data.timm_sets import StreamSet, open_named, picture_mode
 from .recipe import Recipe
 
-READING = ('val_split', 'val_num_samples', 'input_key', 'target_key')  # keys of a recipe: what is read as validation
+# The keys of a recipe that say how validation images are read.
+READING = ('val_split', 'val_num_samples', 'input_key', 'target_key')
 
 
 @torch.inference_mode()
 def totals(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
-    """Hits of the first class, hits of the first five, summed cross-entropy and number of images, for `accuracies`.
+    """Count the correct top-1 and top-5 predictions, sum the cross-entropy, and count the images, for `accuracies`.
 
     The model's mode is left as it was.
     """
@@ -40,7 +41,7 @@ def totals(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
 
 
 def accuracies(top1: float, top5: float, loss: float, n: float) -> dict[str, float]:
-    """top1 and top5 in percent, mean cross-entropy ``loss``, images ``n``, of what `totals` found."""
+    """From the `totals`: top1 and top5 in percent, the mean cross-entropy ``loss``, and the number of images ``n``."""
     return {'top1': 100 * top1 / n, 'top5': 100 * top5 / n, 'loss': loss / n, 'n': int(n)}
 
 
@@ -74,11 +75,11 @@ def validation(
     download: bool = False,
     recipe: Mapping[str, Any] | None = None,
 ) -> tuple[Iterable[Batch], list[str]]:
-    """The validation batches of a data set as the model's cfg says, where the model is, and the names of the classes.
+    """The validation batches of a data set, prepared as the model's cfg says, and the names of the classes.
 
-    Takes the model to ``device`` if that is given. Folders and timm's sets are read with those of ``READING`` that
-    ``recipe`` has. Raises `UserError` as `load_dataset`, `open_folders` and
-    `open_named` do, and for folders that aren't the model's classes.
+    Moves the model to ``device`` if that is given; the batches are on the model's device. The keys ``READING`` of
+    ``recipe`` say how folders and timm's sets are read. Raises `UserError` for data that can't be read, and for class
+    folders that are not the model's classes.
     """
     device = open_device(str(device)) if device else next(model.parameters()).device
     model.to(device)

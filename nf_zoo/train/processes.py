@@ -12,9 +12,9 @@ from ..errors import CheckFailed, UserError
 
 
 class Processes:
-    """All processes of the run, as this one sees them: ``rank`` of ``size``. One process needs no torchrun.
+    """The processes of the run, as this one sees them: it is ``rank`` of ``size``. One process needs no torchrun.
 
-    While entered, an error of the connection is a `CheckFailed` that says that another process has ended.
+    While entered, an error of the connection becomes a `CheckFailed`: another process has ended.
     """
 
     def __init__(self, device: str = 'cpu') -> None:
@@ -24,9 +24,9 @@ class Processes:
         self.gpu = device.startswith('cuda') or (device == 'auto' and torch.cuda.is_available())
 
     def __enter__(self) -> 'Processes':
-        # A group is made once: a second one would meet the first one's addresses in torchrun's store.
+        # The group is made once, because a second one would find the first one's addresses in torchrun's store.
         if self.size > 1 and not distributed.is_initialized():
-            # Numbers on the CPU go through gloo on GPU machines too: asking whether to stop then waits for no kernel.
+            # On GPU machines too, numbers on the CPU go through gloo: asking whether to stop then waits for no kernel.
             distributed.init_process_group('cpu:gloo,cuda:nccl' if self.gpu else 'gloo')
             atexit.register(distributed.destroy_process_group)
         return self
@@ -64,23 +64,23 @@ class Processes:
         return flag if self.size == 1 else self.sum(float(flag))[0] > 0
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has called this."""
         self.any(False)
 
     def averaged(self, model: nn.Module, device: torch.device) -> nn.Module:
         """``model`` with its gradients averaged over the processes, from the same weights in all of them."""
         if self.size == 1:
             return model
-        # The layouts differ in 1x1 convolutions alone, where channels_last is the same as contiguous.
+        # Only the strides of 1x1 convolutions differ, and for these channels_last and contiguous are the same memory.
         warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
         ids = [device.index] if device.type == 'cuda' else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def share_out(images: int, batch: int, processes: int, even: bool) -> tuple[int, int]:
-    """How ``processes`` take the ``images`` of an update: images at once (at most ``batch``), and how often, in each.
+    """Share the ``images`` of an update equally: the batch size in each process, and the batches for an update.
 
-    Raises `UserError`: they can't share them equally.
+    A batch has at most ``batch`` images, and an ``even`` number if so asked. Raises `UserError` if there is no way.
     """
     share, rest = divmod(images, processes)
     sizes = [n for n in range(min(batch, share), 0, -1) if share % n == 0 and not (even and n % 2)]

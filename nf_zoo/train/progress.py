@@ -41,7 +41,7 @@ class StopSignal:
 
 
 class Waiting:
-    """``batches``, with the seconds that the loop waited for them; not for the first one, for which a loader starts."""
+    """Iterates over ``batches``, and counts the ``seconds`` of waiting for all but the first, when a loader starts."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self.batches, self.seconds, self.started = batches, 0.0, False
@@ -59,8 +59,10 @@ class Waiting:
 
 
 class Progress:
-    """A bar over the updates of one epoch with loss, images a second, the part of the time that the loop waited for the
-    loader, and time left; without a bar, lines of the log."""
+    """Shows the updates of one epoch: loss, images a second, and the share of the time spent waiting for the loader.
+
+    It is a progress bar, or lines of the log.
+    """
 
     def __init__(self, title: str, start: int, total: int, log: Callable[[str], None], bar: bool | None) -> None:
         self.title, self.total, self.log = title, total, log
@@ -77,7 +79,7 @@ class Progress:
             self.bar.close()
 
     def report(self, done: int, loss: float, rate: float, wait: float) -> None:
-        """``done`` updates are done, at a mean ``loss`` and ``rate`` images a second; ``wait`` is a part."""
+        """Show ``done`` updates, the mean ``loss``, ``rate`` in images a second, and ``wait``, a share of the time."""
         text = f'loss {loss:.4f}, {rate:.0f} images/s, loader {wait:.0%}'
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)

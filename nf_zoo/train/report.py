@@ -14,7 +14,7 @@ import timm
 import torch
 
 from ..errors import extra
-from ..files import write_whole
+from ..files import refuse_special, write_whole
 
 Row = dict[str, Any]
 
@@ -35,12 +35,13 @@ def read_csv(path: Path) -> list[Row]:
     """The rows of a file of numbers; none when there is no such file."""
     if not path.exists():
         return []
+    refuse_special(path)
     with open(path, newline='', encoding='utf-8') as file:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 class Clock:
-    """Keeps times.csv, the one file of a run that differs between repetitions: a row for each epoch or part of one."""
+    """Keeps times.csv, a row for each epoch or part of one. It is the one file that differs between repetitions."""
 
     def __init__(self, path: Path, rows: list[Row], epoch: int, update: int, write: bool = True) -> None:
         self.path, self.rows, self.write = path, rows, write
@@ -48,14 +49,14 @@ class Clock:
         self.began = time.perf_counter()
 
     def trained(self, update: int) -> None:
-        """The epoch's training ended, or was stopped, after ``update`` updates of the run."""
+        """Note that the training of the epoch has ended, or was stopped, after ``update`` updates of the run."""
         seconds = time.perf_counter() - self.began
         self.row.update(last_update=update, train_seconds=round(seconds, 3), eval_seconds=0.0)
         self.rows.append(self.row)
         self._write()
 
     def evaluated(self) -> float:
-        """The epoch is over; returns its seconds."""
+        """Note that the epoch is over, and return its seconds."""
         seconds = time.perf_counter() - self.began
         self.row['eval_seconds'] = round(seconds - self.row['train_seconds'], 3)
         self._write()
@@ -67,7 +68,7 @@ class Clock:
 
 
 def hardware(device: torch.device) -> str:
-    """Name of the processor that trained, such as ``Intel Xeon, 2 threads``."""
+    """The name of the processor, such as ``Intel Xeon, 2 threads of 2 processors``."""
     if device.type == 'cuda':
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -80,7 +81,7 @@ def hardware(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """The versions of the libraries that decide a result."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {'python': platform.python_version(), 'torch': torch.__version__, 'timm': timm.__version__}
@@ -93,7 +94,7 @@ def versions() -> dict[str, str]:
 
 
 def tensorboard(folder: Path, epoch: int) -> Any:
-    """A SummaryWriter into ``folder``, which forgets what an earlier part of the run wrote from ``epoch`` on.
+    """A TensorBoard writer in ``folder``. It discards what an earlier part of the run wrote for ``epoch`` and later.
 
     Raises `UserError` without tensorboard.
     """

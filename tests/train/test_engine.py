@@ -21,6 +21,7 @@ from train_toys import run_toy, toy_recipe, toy_set, toys  # noqa: F401
 import nf_zoo  # noqa: F401
 from nf_zoo.cli.train import main
 from nf_zoo.errors import CheckFailed, UserError
+from nf_zoo.files import tensor_bytes
 from nf_zoo.train import Recipe, build, evaluate, load_recipe, train
 from nf_zoo.train.compare import read_runs
 from nf_zoo.train.data import memory as data_module
@@ -318,6 +319,21 @@ def test_a_wrong_setting_is_one_line_and_leaves_nothing(tmp_path: Path, options:
     with pytest.raises(UserError) as caught:
         run_toy(tmp_path / 'run', **options)
     assert said in str(caught.value) and '\n' not in str(caught.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_initial_weights_that_are_damaged_or_no_numbers_are_one_line(tmp_path: Path) -> None:
+    model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1], num_classes=3)
+    whole = tensor_bytes(model.state_dict())
+    with torch.no_grad():
+        model.head.fc.weight[0, 0] = math.inf
+    for name, data in {'torn': whole[:-7], 'empty': b'', 'inf': tensor_bytes(model.state_dict())}.items():
+        (tmp_path / f'{name}.safetensors').write_bytes(data)
+        with pytest.raises(UserError, match='head.fc.weight holds NaN' if name == 'inf' else 'not a valid safetensors'):
+            run_toy(tmp_path / 'run', initial_checkpoint=str(tmp_path / f'{name}.safetensors'))
+    with pytest.raises(UserError, match='is a folder, not a file'):
+        (tmp_path / 'x.safetensors').mkdir()
+        run_toy(tmp_path / 'run', initial_checkpoint=str(tmp_path / 'x.safetensors'))
     assert not (tmp_path / 'run').exists()
 
 

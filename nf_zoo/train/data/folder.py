@@ -1,5 +1,8 @@
-"""Pictures one by one, by number: image folders (DIR/train/CLASS/*.jpg, DIR/validation/CLASS/*.jpg), data sets that
-timm opens, and in-memory sets with a policy such as RandAugment, which works on single pictures."""
+"""Sets of single pictures by index.
+
+They are image folders (DIR/train/CLASS/*.jpg, DIR/validation/CLASS/*.jpg), data sets that timm opens, and in-memory
+sets with a policy such as RandAugment, which works on single pictures.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -67,9 +70,9 @@ class MemoryPictures(Dataset):
 
 
 class FolderData:
-    """`Data` over pictures one by one. An image's augmentation is a function of (seed, epoch, its number) alone.
+    """`Data` over single pictures. The seed, the epoch and the index of an image alone decide its augmentation.
 
-    ``train`` and ``val`` give pictures and labels by number, and have ``classes``.
+    ``train`` and ``val`` give pictures and labels by index, and have ``classes``.
     """
 
     def __init__(self, train: Any, val: Any, recipe: Recipe, config: dict[str, Any], device: torch.device) -> None:

@@ -24,7 +24,7 @@ class Data(Protocol):
     val_n: int
 
     def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
-        """Every ``step``-th full batch of an epoch from number ``start`` on: a function of the seed and these alone."""
+        """Every ``step``-th full batch of an epoch, from number ``start`` on. Only the seed and these decide them."""
         ...
 
     def val_batches(self, start: int = 0, step: int = 1) -> Iterator[Batch]:
@@ -92,7 +92,7 @@ def _fashion_mnist(data_dir: str | Path | None, train: bool, download: bool) -> 
             f'no intact fashion_mnist in {data_dir} (looked for {raw}); '
             f'point --data-dir at it, or fetch it: `nf-zoo evaluate` and `nf-zoo train` have --dataset-download'
         ) from None
-    for name, md5 in kind.resources:  # torchvision looks at them when it fetches them only
+    for name, md5 in kind.resources:  # torchvision checks them only when it downloads them
         if (raw / name).exists() and not check_integrity(str(raw / name), md5):
             raise UserError(f'{raw / name} is damaged; remove it and add --dataset-download')
     return MemorySet(found.data.unsqueeze(1), found.targets, list(found.classes))
@@ -123,7 +123,7 @@ KNOWN = tuple(_LOADERS)
 
 
 def in_memory(name: str) -> bool:
-    """Whether `load_dataset` knows ``name``, or should say what is wrong with it."""
+    """Whether `load_dataset` is to read this set. It also refuses unknown names without a slash."""
     return name.removeprefix('torch/') in _LOADERS or ('/' not in name and name != 'folder')
 
 
@@ -198,7 +198,7 @@ class MemoryData:
 
     def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
         size = size_at(self.train_sizes, epoch) or self.size
-        side = round(size * self.side / self.size)  # objects stay as large as in evaluation
+        side = round(size * self.side / self.size)  # so that objects are as large as in evaluation
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
         order = torch.randperm(self.train_n, generator=rng).to(self.device)
         room = self.images.shape[1] - side + 1

@@ -1,4 +1,4 @@
-"""What batches of single pictures have in common: timm's transforms, and the way from the workers to the device."""
+"""From single pictures to batches on the device: timm's transforms, and its prefetcher on GPUs."""
 
 import os
 import signal
@@ -78,12 +78,12 @@ class Pipeline:
         return transforms.Compose(stages)
 
     def prefetches(self, recipe: Recipe) -> bool:
-        """Whether timm's prefetcher brings the pixels as bytes to the GPU, aside from the computation."""
-        # Erasing stays with the worker: on the device its draws would depend on when a batch is fetched.
+        """Whether timm's prefetcher copies the pixels to the GPU as bytes, while the GPU computes."""
+        # Erasing stays in the workers: on the device its random numbers would depend on when a batch is fetched.
         return self.device.type == 'cuda' and not recipe.reprob
 
     def options(self) -> dict[str, Any]:
-        """Of a DataLoader."""
+        """The options of a DataLoader."""
         return {
             'collate_fn': _collate,
             'pin_memory': self.device.type == 'cuda',

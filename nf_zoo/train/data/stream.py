@@ -1,4 +1,4 @@
-"""Training on data that are read from their start, by timm's readers and in timm's shares."""
+"""Training on data sets that are read from their start, as a stream, by timm's readers."""
 
 from collections.abc import Iterator
 from itertools import islice, repeat
@@ -15,11 +15,11 @@ from .timm_sets import StreamSet
 
 
 class StreamData:
-    """`Data` over two `StreamSet`. An epoch's batches are a function of the seed, the epoch, the number of processes
-    and that of ``workers``, where the set's own reader is deterministic.
+    """`Data` over two `StreamSet`.
 
-    Each process of a run has a stream of its own, which is its every ``step``-th batch. A start within an epoch reads
-    the images before it and drops them.
+    The seed, the epoch, the number of processes and the number of ``workers`` decide an epoch's batches, if the set's
+    own reader is deterministic. Each process of a run reads a stream of its own. A start within an epoch reads the
+    images before it and drops them.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class StreamData:
 
     @property
     def shares(self) -> list[int]:
-        """Processes of the run, and workers of each: another way to divide the set gives another order."""
+        """The number of processes, and of workers in each. Other numbers divide the set otherwise, in another order."""
         return [self.train.reader.dist_num_replicas, self.workers]
 
     def resumed(self, shares: list[int], images: int) -> Iterator[str]:
-        """What to say when a run goes on after ``images`` of an epoch; ``shares`` are those that it had."""
+        """Lines for the log of a run that goes on after ``images`` images of an epoch, and had these ``shares``."""
         name = self.train.name
         if shares != self.shares:
             then, now = (f'{processes} x {workers}' for processes, workers in (shares, self.shares))
@@ -84,7 +84,7 @@ class StreamData:
 
 
 class _Pictures(IterableDataset):
-    """What one worker makes of its share; None for each image of the ``skipped`` batches."""
+    """The pictures of one worker's share, transformed; None for each picture of the ``skipped`` batches."""
 
     def __init__(
         self, images: StreamSet, transform: Any, seed: tuple[int, ...], rank: int, batch_size: int, skipped: int

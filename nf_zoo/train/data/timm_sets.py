@@ -1,5 +1,8 @@
-"""Data sets that timm opens by name: with random access (``torch/``, ``hfds/``), or read from their start as a stream
-(``wds/``: WebDataset's shards, ``hfids/``: Hugging Face's in streaming mode, ``tfds/``: TensorFlow's)."""
+"""Data sets that timm opens by name.
+
+Some have random access (``torch/``, ``hfds/``). The others are read from their start as a stream (``wds/`` WebDataset's
+shards, ``hfids/`` Hugging Face's in streaming mode, ``tfds/`` TensorFlow's).
+"""
 
 import os
 import re
@@ -88,7 +91,7 @@ def picture_mode(recipe: Recipe) -> str:
 
 
 def _classes(found: Any, recipe: Recipe) -> list[str]:
-    """Names where the set has them; else a look at every label would cost as much as an epoch."""
+    """The names of the classes, or their numbers if the recipe says how many: counting labels would cost an epoch."""
     named = getattr(found, 'classes', None) or getattr(getattr(found, 'reader', None), 'class_to_idx', None)
     classes = [str(c) for c in named or range(recipe.num_classes or 0)]
     if not classes:
@@ -115,8 +118,11 @@ class TimmSet(Dataset):
 
 
 class StreamSet:
-    """Pictures and labels one after the other: ``pictures`` is timm's ``IterableImageDataset``, whose reader gives each
-    worker process of each process of the run a share. The length is the number of images that the set announces."""
+    """Pictures and labels one after the other.
+
+    ``pictures`` is timm's ``IterableImageDataset``. Its reader gives a share to each worker of each process of the run.
+    The length is the number of images that the set announces.
+    """
 
     def __init__(self, recipe: Recipe, split: str) -> None:
         self.name, self.split = recipe.dataset, split
@@ -135,7 +141,7 @@ class StreamSet:
         return int(self.reader.num_samples)
 
     def _most_workers(self) -> int:
-        """How many workers of a process find a share; timm's other readers say it themselves when some find none."""
+        """The largest number of workers that all find a share. timm's other readers refuse too many themselves."""
         if not self.name.lower().startswith('wds/'):
             return sys.maxsize
         shards, processes = self.reader.split_info.filenames, self.reader.dist_num_replicas
