@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from picture_folders import images  # noqa: F401
 from train_toys import outcome, run_toy, stop_at, toy_recipe, toys  # noqa: F401
 
 from nf_zoo.errors import UserError
@@ -60,6 +61,22 @@ def test_sigterm_saves_too_and_the_old_handlers_come_back(tmp_path: Path) -> Non
         train(toy_recipe(tmp_path), log=log, bar=False)
     assert [p.name for p in (tmp_path / 'checkpoints').glob('*.json')] == ['00000001.json']
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_sigterm_to_the_workers_too_loses_nothing(images: Path, tmp_path: Path) -> None:  # noqa: F811
+    argv = ['--model', 'eunnet20_cifar', '--model-kwargs', '{depths: [1, 1, 1]}', '--no-pretrained', '--device', 'cpu']
+    argv += ['--data-dir', str(images), '--output', str(tmp_path / 'run'), '--img-size', '16', '--batch-size', '2']
+    argv += ['--workers', '1', '--epochs', '1000', '--log-interval', '1']
+    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    command = [sys.executable, '-m', 'nf_zoo', 'train', *argv]
+    with subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True, start_new_session=True) as run:
+        assert run.stdout and run.stderr
+        assert any('epoch 2/1000: update 1/' in line for line in run.stdout)
+        os.killpg(run.pid, signal.SIGTERM)
+        rest = run.stdout.read() and run.stderr.read()
+        assert run.wait() == 130, rest
+    assert 'stopped; everything is saved in' in rest and rest.count('\n') == 1
+    assert list((tmp_path / 'run' / 'checkpoints').glob('*.json'))
 
 
 def kill(folder: Path, options: dict[str, Any], plans: list[list[int]]) -> str:

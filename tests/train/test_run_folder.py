@@ -50,9 +50,9 @@ def test_a_result_reads_back_as_it_was_written(tmp_path: Path) -> None:
     ('change', 'said'),
     [
         ({'model': None}, 'has no model; train the run again'),
-        ({'sha256': 7}, 'sha256 has the type int'),
-        ({'epochs': True}, 'epochs has the type bool'),
-        ({'classes': 'abc'}, 'classes has the type str'),
+        ({'sha256': 7}, 'sha256 cannot be of type int'),
+        ({'epochs': True}, 'epochs cannot be of type bool'),
+        ({'classes': 'abc'}, 'classes cannot be of type str'),
     ],
 )
 def test_a_result_of_another_form_is_one_line(tmp_path: Path, change: dict[str, Any], said: str) -> None:

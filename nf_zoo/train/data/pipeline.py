@@ -15,6 +15,8 @@ from ...errors import UserError, one_line
 from ..recipe import Recipe
 from .memory import Batch, size_at
 
+GRACE = 30  # seconds from SIGTERM to the end of a worker
+
 
 class Pipeline:
     """From PIL pictures to batches on ``device``: `train` and ``val`` are what a worker does to one picture.
@@ -119,8 +121,10 @@ def _raised(loader: Iterable[Any]) -> Iterator[Batch]:
 
 
 def _leave_signals_to_the_engine(worker: int) -> None:
+    """A worker outlives a signal to all processes of the run, until the engine has written its checkpoint."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    later = getattr(signal, 'alarm', None)  # not on Windows
+    signal.signal(signal.SIGTERM, (lambda number, frame: later(GRACE)) if later else signal.SIG_DFL)
 
 
 def _collate(items: list[Any]) -> Any:
