@@ -145,7 +145,7 @@ def test_contributing_lists_the_ranges() -> None:
 
 
 def test_a_missing_or_binary_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match='No such file'):
+    with pytest.raises(UserError, match='no such file'):
         load_recipe(tmp_path / 'none.yaml')
     (tmp_path / 'binary.yaml').write_bytes(b'\xff\xfe\x00\x80')
     with pytest.raises(UserError, match='not a text file'):
