@@ -107,6 +107,8 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 def read_recipe(folder: Path) -> Recipe:
     """The settings of the run in ``folder``, finished or not. Raises `UserError` if it holds no run."""
+    if not (folder / RECIPE).exists():
+        raise UserError(f'{folder} holds no run: it has no {RECIPE}')
     return load_recipe(folder / RECIPE)
 
 

@@ -109,7 +109,7 @@ def test_grey_images(images: Path, recipe: Path, tmp_path: Path, data: str) -> N
     [
         ([], 'what should be trained? give a RECIPE'),
         (['--output', 'run'], 'what should be trained?'),
-        (['--output', 'run', '--resume'], 'cannot read the recipe run/recipe.yaml: No such file'),
+        (['--output', 'run', '--resume'], 'run holds no run: it has no recipe.yaml'),
         (['--model', 'eunnet20_cifar'], 'which pictures? give --data-dir DIR'),
         (['--model', 'eunnet20_cifar', '--data-dir', 'nowhere', '--output', 'run'], 'no class folders with images'),
         (['RECIPE', '--change', '--output', 'run'], '--change is for a run that goes on'),

@@ -73,9 +73,10 @@ def test_a_sigterm_to_the_workers_too_loses_nothing(images: Path, tmp_path: Path
         assert run.stdout and run.stderr
         assert any('epoch 2/1000: update 1/' in line for line in run.stdout)
         os.killpg(run.pid, signal.SIGTERM)
-        rest = run.stdout.read() and run.stderr.read()
-        assert run.wait() == 130, rest
-    assert 'stopped; everything is saved in' in rest and rest.count('\n') == 1
+        run.stdout.read()
+        said = run.stderr.read()
+        assert run.wait() == 130, said
+    assert 'stopped; everything is saved in' in said and said.count('\n') == 1
     assert list((tmp_path / 'run' / 'checkpoints').glob('*.json'))
 
 
