@@ -124,7 +124,7 @@ def metadata(card: bytes) -> dict[str, Any]:
         data = ModelCard(card.decode()).data
         results = data.get('eval_results') or []
         metrics = {result.metric_name: result.metric_value for result in results}
-    except (AttributeError, LookupError, TypeError, yaml.YAMLError) as error:
+    except (AttributeError, LookupError, RecursionError, TypeError, yaml.YAMLError) as error:
         raise ValueError(f'no metadata: {type(error).__name__}') from None
     return {'license': data.get('license'), 'library_name': data.get('library_name'), 'metrics': metrics}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import CheckFailed, UserError
 from .folder import Entry, open_folder
-from .names import parse
+from .names import MANIFEST, parse
 from .package import Package
 from .places import DirPlace
 
@@ -42,8 +42,10 @@ def _is_present(where: DirPlace, package: Package, replace: bool) -> bool:
     target = where.path / package.name_tag
     if target.is_symlink():
         raise UserError(f'{target} is a link; publish to where it points')
-    if not where.has(package.name_tag):
+    if not os.path.lexists(target):
         return False
+    if not os.path.lexists(target / MANIFEST):  # a user's own file or folder is never replaced
+        raise UserError(f'{target} is there, but was not published: it has no {MANIFEST}; move it away')
     name, tag = parse(package.name_tag)
     try:
         folder = open_folder(Entry(where, name, tag or ''))

@@ -72,17 +72,16 @@ def _head(api: Any, repo: str, revision: str | None, replace: bool) -> tuple[str
     try:
         bar = limited(SMALL_LIMIT, f'{repo}/{MANIFEST}')
         path = Path(api.hf_hub_download(repo, MANIFEST, revision=head, tqdm_class=bar))
-    except errors.LocalEntryNotFoundError:  # the Hub can't be reached
-        raise
-    except errors.EntryNotFoundError:
-        return head, {}
-    try:
         with readable(path):
             manifest = read_json(path.read_bytes(), f'hf://{repo}/{MANIFEST}')
         if not isinstance(manifest.get('files', {}), dict):
             raise UserError(f'hf://{repo}/{MANIFEST} is damaged')
+        return head, manifest
+    except errors.LocalEntryNotFoundError:  # the Hub can't be reached
+        raise
+    except errors.EntryNotFoundError:
+        return head, {}
     except UserError as error:
         if replace:
             return head, {}
         raise UserError(f'{error}; replace it (--replace)') from None
-    return head, manifest

@@ -215,8 +215,8 @@ def search_path() -> list[Place]:
     entries = re.findall(rf'\w+://[^{os.pathsep}]*|[^{os.pathsep}]+', os.environ.get('NF_ZOO_HUB', ''))
     hubs = [parse_place(entry) for entry in entries]
     for hub in hubs:
-        if isinstance(hub, DirPlace) and not hub.path.exists():
-            warn_once(f'NF_ZOO_HUB names {hub}, which does not exist')
+        if isinstance(hub, DirPlace) and not os.path.isdir(hub.path):
+            warn_once(f'NF_ZOO_HUB names {hub}, which is not a directory')
     return [*hubs, *package_places()]
 
 

@@ -1,17 +1,13 @@
 """Pretrained weights by name: which place has them, and reading them."""
 
-import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckFailed, UserError, nearest
-from ..files import not_finite, read_tensors, readable
+from ..files import not_finite, read_tensors
 from ..text import clean
 from .folder import Entry, Folder, open_folder, parse_config, remedy
 from .huggingface import Unreachable
@@ -20,29 +16,6 @@ from .names import CONFIG, WEIGHTS, parse
 from .places import Place, package_places, search_path, warn_once
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Weights that can be read: their folder, the open file, and the arguments of timm's builder."""
-
-    folder: Folder
-    file: BinaryIO
-    pretrained_cfg: dict[str, Any]
-    model_args: dict[str, Any]
-
-    def read(self) -> dict[str, Tensor]:
-        """The weights. No tensor is made before the hash of the file is right.
-
-        Raises:
-            CheckFailed: the file is not the published one, or holds NaN or infinity.
-            UserError: the file has no weights.
-        """
-        folder, path = self.folder, Path(self.file.name)
-        with readable(path):
-            data = self.file.read(folder.manifest['bytes'] + 1)
-        folder.compare(path, WEIGHTS, hashlib.sha256(data).hexdigest())
-        return parse_weights(data, folder)
 
 
 @dataclass(frozen=True)
@@ -149,36 +122,25 @@ def _locate_in(place: Place, name: str, tag: str | None) -> Entry:
 
 
 def load(name: str, tag: str | None = None, place: Place | None = None) -> Weights:
-    """Read and verify weights.
+    """Read and verify weights. No tensor is made before every hash is right.
 
     Raises:
         UserError: there are none, or their files are malformed.
         CheckFailed: a file is not the published one, or the weights hold NaN or infinity.
     """
-    with opened(name, tag, place) as found:
-        return Weights(found.read(), found.pretrained_cfg, found.model_args, found.folder)
-
-
-@contextmanager
-def opened(name: str, tag: str | None = None, place: Place | None = None) -> Iterator[Opened]:
-    """``load`` without reading the weights yet. Their file is open, so no other can take its place any more."""
     entry = locate(name, tag, place)
-    with ExitStack() as stack:
-        while True:
-            folder = open_folder(entry)
-            failure: CheckFailed | None = None
-            try:
-                path, _ = folder.locate(WEIGHTS)
-                with readable(path):
-                    file = stack.enter_context(path.open('rb'))
-                config = folder.read(CONFIG)
-            except CheckFailed as error:
-                failure = error
-            if folder.is_still_there():
-                break
-        if failure is not None:
-            raise failure
-        yield Opened(folder, file, *read_config(folder, config))
+    while True:
+        folder, failure = open_folder(entry), None
+        try:
+            config, data = folder.read(CONFIG), folder.read(WEIGHTS)
+        except CheckFailed as error:
+            failure = error
+        if folder.is_still_there():  # else another publish has replaced it meanwhile
+            break
+    if failure is not None:
+        raise failure
+    cfg, model_args = read_config(folder, config)
+    return Weights(parse_weights(data, folder), cfg, model_args, folder)
 
 
 def read_config(folder: Folder, data: bytes | None = None) -> tuple[dict[str, Any], dict[str, Any]]:

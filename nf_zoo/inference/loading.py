@@ -59,7 +59,9 @@ class Source:
             return self._make(**kwargs).eval()
         except (UserError, CheckFailed):
             raise
-        except (*_ERRORS, SafetensorError) as error:
+        except (*_ERRORS, TypeError, SafetensorError) as error:
+            if isinstance(error, TypeError) and kwargs:  # the caller's own argument
+                raise
             raise UserError(f"cannot load '{self.where or self.architecture}': {one_line(error)[:500]}") from None
 
 

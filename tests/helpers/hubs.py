@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-import nf_zoo  # noqa: F401
+import nf_zoo
 from nf_zoo.files import tensor_bytes
 from nf_zoo.hub import package, places, weights
 
@@ -35,6 +35,12 @@ FACTS: dict[str, Any] = dict(
     hardware='a processor',
     versions={'torch': '2.0'},
 )
+
+
+def without_weights() -> str:
+    """A small model of which the package has no weights."""
+    names = nf_zoo.list_models('*_resnet*_cifar')
+    return next(name for name in names if not timm.is_model_pretrained(name) and 'preres' not in name)
 
 
 def make_model(seed: int = 0) -> torch.nn.Module:

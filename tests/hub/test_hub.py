@@ -225,6 +225,25 @@ def test_a_damaged_folder_is_named_and_can_be_replaced(tmp_path: Path, filename:
     assert contents_of(tmp_path) == intact
 
 
+@pytest.mark.parametrize('kind', ['file', 'folder', 'empty folder', 'broken link'])
+def test_a_users_own_file_or_folder_is_never_replaced(tmp_path: Path, kind: str) -> None:
+    target = tmp_path / f'{NAME}.toy'
+    if kind == 'file':
+        target.write_text('mine')
+    elif kind == 'broken link':
+        target.symlink_to('nowhere')
+    else:
+        target.mkdir()
+    if kind == 'folder':
+        (target / 'notes.txt').write_text('mine')
+    before = contents_of(tmp_path)
+    for replace in (False, True):
+        with pytest.raises(UserError, match='move it away|is a link') as error:
+            hub.publish(make_model(), tmp_path, tag='toy', replace=replace)
+        one_line(error)
+    assert contents_of(tmp_path) == before and list(tmp_path.iterdir()) == [target]
+
+
 def test_a_linked_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / 'elsewhere').mkdir()
     (tmp_path / 'hub').mkdir()

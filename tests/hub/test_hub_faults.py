@@ -304,6 +304,16 @@ def test_a_publish_gets_through_what_passes(server: Hub, pauses: list[float], wh
     assert hub.verify(f'{NAME}.{TAG}', hub='hf://org')
 
 
+def test_the_same_weights_with_another_licence_are_refused_or_replaced(server: Hub, pauses: list[float]) -> None:
+    publish()
+    assert publish() and len(server.repos[REPO].commits) == 2  # created, published
+    with pytest.raises(UserError, match=r"license \('apache-2.0' there, 'mit' here\).*--replace") as error:
+        publish(license='mit')
+    one_line(error)
+    publish(license='mit', replace=True)
+    assert b'mit' in server.repos[REPO]['main']['README.md']
+
+
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(server: Hub, pauses: list[float]) -> None:
     server.faults = [Fault('POST .*commit', cut=0)]
     publish()

@@ -71,7 +71,7 @@ def test_an_organization_on_the_hub(storage: str, tmp_path: Path) -> None:
     }
     for key in ('other', 'dry other'):
         assert 'other weights' in out[key] and '--replace' in out[key]
-    assert 'one commit' in out['pinned']
+    assert 'is a commit' in out['pinned']
     assert out['equal0'] and out['equal1'] and out['logits'] == [True] * 3
     assert out['tags'] == [[f'{NAME}.toy']] * 2 and 'verified' in out['verified']
     assert out['flipped'].startswith('CheckFailed') and f'delete {out["blob"]}' in out['flipped']

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hubs import FACTS, NAME, make_model, make_run, one_line
+from hubs import FACTS, NAME, make_model, make_run, one_line, without_weights
 
 from nf_zoo import hub
 from nf_zoo.errors import CheckFailed, UserError
@@ -85,7 +85,7 @@ def test_arguments_go_to_the_model_of_a_name_and_not_to_a_run(place: Path) -> No
     [
         ('eunet20_cifar', 'did you mean'),
         (f'{NAME}.toi', f"did you mean '{NAME}.toy'"),
-        ('wn_resnet20_cifar', 'no weights'),
+        (without_weights(), 'no weights'),
         ('nowhere/run', 'unknown model'),
         ('', 'unknown model'),
         ('a\0b', 'unknown model'),
@@ -131,3 +131,26 @@ def test_a_truncated_file_in_local_dir_is_one_line(place: Path, cut: int) -> Non
         with pytest.raises(UserError) as error:
             load(f'local-dir:{path.parent}')
         one_line(error)
+
+
+def test_a_config_of_local_dir_that_fits_no_model_is_one_line(place: Path) -> None:
+    path = place / f'{NAME}.toy' / 'config.json'
+    config = json.loads(path.read_text())
+    for change in (
+        {'model_args': {'bogus': 1}},
+        {'architecture': 'nowhere'},
+        {'pretrained_cfg': []},
+        {'num_classes': 'x'},
+    ):
+        path.write_text(json.dumps(config | change))
+        with pytest.raises(UserError) as error:
+            load_model(f'local-dir:{path.parent}')
+        one_line(error)
+    path.write_text('{')
+    with pytest.raises(UserError) as error:
+        load_model(f'local-dir:{path.parent}')
+    one_line(error)
+    path.write_text(json.dumps(config))
+    hub.publish(make_model(), place, f'{NAME}.other')
+    with pytest.raises(TypeError, match='bogus'):  # an argument of the caller's own, as in timm
+        load_model(f'{NAME}.other', bogus=1)
