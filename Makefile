@@ -8,6 +8,7 @@
 # make recipes TRAIN_PY=FILE [RECIPES='cifar10/*']   timm's own train.py on our recipes, on a few pictures
 # make docs               the documentation site in build/site; warnings are errors
 # make golden             rewrite nf_zoo/analysis/models.json after a deliberate change
+# make conversion         convert the smallest network of every timm module, write the table of docs/conversion.md
 # make results [RUNS='DIR DIR']   write results/*.csv and the tables of README and RESULTS from the bundled weights; add runs
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
@@ -25,7 +26,7 @@ OLAH := .venv/olah
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check soak kit-test gpu-test contract recipes golden results docs clean
+.PHONY: demo test check soak kit-test gpu-test contract recipes golden conversion results docs clean
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -65,6 +66,9 @@ recipes: $(STAMP)
 
 golden: $(STAMP)
 	$(BIN)/python -m tools.golden
+
+conversion: $(STAMP)
+	$(BIN)/python -m tools.conversion
 
 results: $(STAMP)
 	$(BIN)/python -m tools.results $(RUNS)

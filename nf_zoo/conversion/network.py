@@ -126,6 +126,6 @@ def _copied(model: nn.Module) -> nn.ModuleList:
     except RuntimeError as error:
         reason = ' '.join(str(error).split())[:200]
         raise UserError(
-            f"{type(model).__name__} can't be copied: {reason}; make computed weights plain first "
-            '(torch.nn.utils.parametrize.remove_parametrizations, remove_spectral_norm, prune.remove)'
+            f"{type(model).__name__} can't be copied: {reason}; make computed weights plain (remove_spectral_norm, "
+            'prune.remove), or load its weights into a new model'
         ) from None
