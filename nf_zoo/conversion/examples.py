@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from .tracing import tensors
 
 EXAMPLE = 'give an input that it takes (example=)'
@@ -60,7 +60,7 @@ def run(network: nn.Module, example: Any, name: str) -> Any:
             return network(**example)
         return network(*example) if isinstance(example, tuple) else network(example)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(f'{name} does not run on the example: {reason}; {EXAMPLE}') from error
 
 

@@ -5,16 +5,19 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import CheckFailed, UserError, nearest
+from ..errors import CheckFailed, UserError, nearest, one_line
+from ..folding.network import fold
+from ..net.network import ResNet
+from .calibration import to_eunnet
 from .changes import apply, changes_of, layers_of, norms_of
 from .examples import difference, example_for, moved, outputs, run
 from .tracing import Trace
 
 _logger = logging.getLogger(__name__)
 TOLERANCE = 1e-9
-FORMS = ('weight_norm',)
+FORMS = ('weight_norm', 'eunnet')
 
 
 class Conversion(NamedTuple):
@@ -33,31 +36,55 @@ class Conversion(NamedTuple):
     rounded: float
 
 
-def convert(model: nn.Module, to: str = 'weight_norm', *, example: Any = None) -> nn.Module:
+def convert(
+    model: nn.Module, to: str = 'weight_norm', *, images: Tensor | None = None, example: Any = None
+) -> nn.Module:
     """Return a network without batch normalization that computes what ``model`` computes in eval mode.
 
-    A batch normalization becomes the weight normalization of the convolution or linear layer before it: the layer's
-    weight is then g v / |v|, with v the original filter. If something else reads that layer's output too, or if no
-    such layer comes before it, the batch normalization becomes an affine layer. Nothing with statistics is left, so
-    the result trains at any batch size. ``model`` stays as it is. The result has its modes, hooks, devices and dtypes;
-    parameters that were frozen stay frozen.
+    With ``to='weight_norm'`` a batch normalization becomes the weight normalization of the convolution or linear
+    layer before it: the layer's weight is then g v / |v|, with v the original filter. If something else reads that
+    layer's output too, or if no such layer comes before it, the batch normalization becomes an affine layer. Nothing
+    with statistics is left, so the result trains at any batch size. ``model`` stays as it is. The result has its modes,
+    hooks, devices and dtypes; parameters that were frozen stay frozen.
 
     The network runs once, to find the layer before each batch normalization. The conversion is done on a float64 copy,
     whose outputs are compared with the original's. ``conversion``, an attribute of the result, says what was done and
     by how much the outputs differ.
 
+    With ``to='eunnet'`` every convolution becomes an EUNConv that is fitted to the original on ``images``. This is an
+    approximation. A ``bn_resnet*_cifar`` or ``wn_resnet*_cifar`` becomes the network ``eunnet*_cifar``; another
+    network keeps its structure. ``calibration``, an attribute of the result, says how near it comes.
+
     Args:
         model: Network of timm, of torchvision or of your own.
-        to: 'weight_norm'.
+        to: 'weight_norm' or 'eunnet'.
+        images: For 'eunnet': images (N, C, H, W), prepared as for the model. 512 are enough for 32 x 32 pixels.
         example: Input for a run: a tensor, a tuple of arguments or a dict of keyword arguments. By default a random
             image of the size in the model's ``pretrained_cfg``, or else of 224 x 224 pixels.
 
     Raises:
-        UserError: the model has no batch normalization, can't be converted, or doesn't run on the example.
+        UserError: the model has no batch normalization, can't be converted, or doesn't run on the example; images are
+            missing, or given for 'weight_norm'.
         CheckFailed: the float64 outputs differ by more than 1e-9 of the largest.
     """
     if to not in FORMS:
         raise UserError(f"to='{to}': expected {' or '.join(FORMS)}{nearest(str(to), FORMS)}")
+    if to == 'eunnet':
+        return _to_eunnet(model, images)
+    if images is not None:
+        raise UserError("images are for to='eunnet'; give one input as example=, or nothing")
+    return _to_weight_norm(model, example)
+
+
+def _to_eunnet(model: nn.Module, images: Tensor | None) -> nn.Module:
+    if images is None or images.dim() != 4 or len(images) < 2:
+        raise UserError("to='eunnet' is fitted on images: give some hundred as one tensor (N, C, H, W), images=")
+    plain = fold(model if isinstance(model, ResNet) else _to_weight_norm(model, images[:1]))
+    run(plain, images[:1], type(model).__name__)
+    return to_eunnet(model, plain, images)
+
+
+def _to_weight_norm(model: nn.Module, example: Any) -> nn.Module:
     _check(model)
     name = type(model).__name__
     device = next(p.device for p in [*model.parameters(), *model.buffers()])
@@ -124,7 +151,7 @@ def _copied(model: nn.Module) -> nn.ModuleList:
     try:
         return nn.ModuleList([deepcopy(model)])
     except RuntimeError as error:
-        reason = ' '.join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise UserError(
             f"{type(model).__name__} can't be copied: {reason}; make computed weights plain (remove_spectral_norm, "
             'prune.remove), or load its weights into a new model'
