@@ -1,8 +1,6 @@
 """Weights of ResNets with batch normalization for the weight-normalised ResNet, which has none."""
 
-import re
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -13,7 +11,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..layers.std_conv import filter_norm, without_batch_norm
-from .foreign import State, own_name
+from .foreign import State, new_channels_last, own_name
 
 _NORM = ('running_mean', 'running_var', 'weight', 'bias')
 
@@ -29,8 +27,7 @@ def weight_norm_weights(state_dict: State, model: nn.Module) -> State:
         UserError: a batch normalization without a convolution before it.
     """
     own = model.state_dict()
-    if 'linear.weight' in state_dict and not any('downsample' in name for name in state_dict):
-        state_dict = _new_channels_last(state_dict)
+    state_dict = new_channels_last(state_dict)
     found: State = {}
     for name, value in state_dict.items():
         layer, _, key = name.rpartition('.')
@@ -78,35 +75,6 @@ def _for_channels(state: State, own: State) -> State:
         return state
     adapted = adapt_input_conv(channels, weight, base_chans=weight.shape[1])
     return state | {'stem.conv.gain': (gain * filter_norm(adapted) / filter_norm(weight)).to(gain.dtype)}
-
-
-def _new_channels_last(state: State) -> State:
-    """A CIFAR ResNet whose shortcuts pad channels on both sides, as one whose shortcuts pad them at the end.
-
-    From stage to stage the channels are put into another order, the old ones first. Raises `UserError` for weights
-    that are not of such a network.
-    """
-    first = [state.get(f'layer{stage}.0.conv2.weight') for stage in (1, 2, 3)]
-    widths = [weight.shape[0] for weight in first if weight is not None]
-    if len(widths) != 3:
-        raise UserError('the weights have a layer called linear, but not the three stages of a CIFAR ResNet')
-    orders = [torch.arange(widths[0])]
-    for old, new in pairwise(widths):
-        pad = (new - old) // 2
-        rest = [*range(pad), *range(pad + old, new)]
-        orders.append(torch.cat([pad + orders[-1], torch.tensor(rest)]))
-    moved = {}
-    for name, value in state.items():
-        place = re.match(r'layer(\d)\.(\d+)\.(\w+)', name)
-        stage, block, part = place.groups() if place else ('', '', '')
-        if part == 'conv1':
-            value = value[:, orders[max(int(stage) - (2 if block == '0' else 1), 0)]]
-        elif part in ('conv2', 'bn2') and value.ndim:
-            value = value[orders[int(stage) - 1]]
-        elif name == 'linear.weight':
-            value = value[:, orders[-1]]
-        moved[name] = value
-    return moved
 
 
 def batch_norm_cfgs(name: str, **layers: Any) -> dict[str, PretrainedCfg]:

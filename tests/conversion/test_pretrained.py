@@ -139,9 +139,10 @@ def test_shortcuts_that_pad_on_both_sides(tmp_path: Path) -> None:
     resnet = randomize(PaddedOnBothSides(2)).double().eval()
     parallel = {f'module.{key}': value for key, value in resnet.state_dict().items()}
     torch.save({'state_dict': parallel, 'best_prec1': 91.25}, tmp_path / 'resnet14.th')
-    model = ours('wn_resnet20_cifar', tmp_path / 'resnet14.th', depths=(2, 2, 2))
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    torch.testing.assert_close(model(x), resnet(x), rtol=1e-12, atol=1e-12)
+    for name in ('wn_resnet20_cifar', 'bn_resnet20_cifar'):
+        model = ours(name, tmp_path / 'resnet14.th', depths=(2, 2, 2))
+        torch.testing.assert_close(model(x), resnet(x), rtol=1e-12, atol=1e-12)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,226 @@
+"""``nf-zoo convert``: a trained ResNet with batch normalization, written as the run of a network without it."""
+
+import argparse
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from .parser import Add, Command, count
+
+# (architecture, form) -> the network of nf_zoo that takes the weights
+_COUNTERPARTS = [
+    (r'resnet(18|34|50|101|152)', 'weight_norm', r'wn_resnet\1'),
+    (r'bn_resnet(20|56|110)_cifar', 'weight_norm', r'wn_resnet\1_cifar'),
+    (r'(?:bn|wn)_resnet(20|56|110)_cifar', 'eunnet', r'eunnet\1_cifar'),
+]
+CALIBRATION_IMAGES = 512
+
+
+def _convert(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..conversion import convert
+    from ..conversion.examples import difference
+    from ..errors import UserError
+    from ..inference.loading import resolve
+    from ..text import say
+    from ..train.evaluation import evaluate
+    from ..train.run_folder import check
+
+    check(Path(args.output), resume=False)
+    source = resolve(args.name, pretrained=args.weights is None)
+    target_name = counterpart(source.architecture, args.to)
+    if args.to == 'eunnet' and not (args.images or args.data_dir):
+        raise UserError('--to eunnet needs images: --images DIR, or --data-dir DIR of the data set')
+    if args.steps and (args.to != 'eunnet' or not args.data_dir):
+        raise UserError('--steps N trains an EUNNet on a data set: give --to eunnet and --data-dir DIR')
+    model: Any = _with_weights(source.architecture, args.weights) if args.weights else source.load()
+    dataset = source.dataset or ''
+    kwargs = (source.facts.get('recipe') or {}).get('model_kwargs') or source.facts.get('model_args') or {}
+    if args.to == 'weight_norm':
+        target = _weight_norm(model, target_name, kwargs)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(1, *_config(model)['input_size'], generator=generator)
+        with torch.no_grad():
+            rounded = difference([model(images)], [target(images)])
+        done = f'largest difference {rounded:.1e} of the largest output, in float32'
+    else:
+        images = _images(args.images, model) if args.images else _train_images(dataset, args.data_dir, model)[0]
+        target = convert(model, to='eunnet', images=images[:CALIBRATION_IMAGES])
+        fitted: Any = target.calibration
+        done = f'{fitted.layers} convolutions fitted on {min(len(images), CALIBRATION_IMAGES)} images'
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (model, target)]
+    say(f'{source.where or source.architecture} -> {target_name}: {done}')
+    say(f'parameters {sizes[0]:,} -> {sizes[1]:,}')
+    metrics: dict[str, float] = {}
+    if args.data_dir:
+        before = evaluate(model, dataset, args.data_dir)
+        metrics = evaluate(target, dataset, args.data_dir)
+        say(f'top-1 on {dataset}, {before["n"]} images: {before["top1"]:.2f} % -> {metrics["top1"]:.2f} %')
+        if args.steps:
+            _train(target, *_train_images(dataset, args.data_dir, model), args.steps)
+            metrics = evaluate(target, dataset, args.data_dir)
+            say(f'after {args.steps} steps of 128 images: {metrics["top1"]:.2f} %')
+    note = f'Converted from {args.weights or source.where or source.architecture}, which has batch normalization'
+    note += (
+        '.' if args.to == 'weight_norm' else f', with {CALIBRATION_IMAGES} images; {args.steps or 0} steps of training.'
+    )
+    _write(Path(args.output), target, target_name, model, dataset, metrics, note)
+    say(f'wrote {args.output}')
+    license = source.facts.get('license') or (getattr(model, 'pretrained_cfg', None) or {}).get('license')
+    if license and license != 'apache-2.0':
+        say(f"the original's licence is {license}; publish the result with --license {license}")
+
+
+def counterpart(architecture: str, to: str) -> str:
+    """The network of nf_zoo that takes the weights of ``architecture`` in this form.
+
+    Raises:
+        UserError: there is none.
+    """
+    from ..errors import UserError
+
+    for pattern, form, name in _COUNTERPARTS:
+        match = re.fullmatch(pattern, architecture)
+        if match and form == to:
+            return match.expand(name)
+    raise UserError(
+        f"nf_zoo has no network for the weights of {architecture} in the form '{to}'; in Python, nf_zoo.convert(model) "
+        'takes any network'
+    )
+
+
+def _with_weights(architecture: str, file: str) -> Any:
+    """The model with the weights of a file, and as many classes. Nothing in the file is executed."""
+    import timm
+    from timm.models import load_state_dict
+
+    from ..errors import UserError, one_line
+
+    try:
+        state = load_state_dict(file, weights_only=True)
+        head = next((state[key] for key in ('fc.weight', 'head.fc.weight', 'linear.weight') if key in state), None)
+        if head is None:
+            raise UserError(f'{file} has no classifier (fc, head.fc or linear); give the weights of a ResNet')
+        overlay = dict(file=file, num_classes=len(head))
+        options: dict[str, Any] = dict(pretrained=True, num_classes=len(head), pretrained_cfg_overlay=overlay)
+        return timm.create_model(architecture, **options).eval()
+    except UserError:
+        raise
+    except Exception as error:  # timm, torch and safetensors raise whatever a file leads them to
+        raise UserError(f'cannot load {file} into {architecture}: {one_line(error)[:300]}') from None
+
+
+def _weight_norm(model: Any, name: str, kwargs: dict[str, Any]) -> Any:
+    import timm
+
+    channels = next(model.parameters()).shape[1]
+    target: Any = timm.create_model(name, **{**kwargs, 'num_classes': model.num_classes, 'in_chans': channels})
+    target.load_state_dict(target.checkpoint_filter(model.state_dict(), target))
+    return target.eval()
+
+
+def _config(model: Any) -> dict[str, Any]:
+    from ..train.data.config import data_config
+
+    return data_config(model)
+
+
+def _images(folder: str, model: Any) -> Any:
+    """Images of a folder, prepared as for the model."""
+    import torch
+
+    from ..inference.images import image_files, preprocessing, read_image
+
+    transform, mode = preprocessing(model)
+    files = image_files(folder, CALIBRATION_IMAGES)
+    return torch.stack([transform(read_image(file, mode)) for file in files])
+
+
+def _train_images(dataset: str, data_dir: str, model: Any) -> tuple[Any, Any]:
+    """The training images of a data set in random order, prepared as for the model, and their classes."""
+    import torch
+
+    from ..train.data.memory import load_dataset
+
+    config = _config(model)
+    found = load_dataset(dataset, data_dir, 'train')
+    mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
+    order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))
+    return (found.images[order] / 255 - mean) / std, found.labels[order]
+
+
+def _train(model: Any, images: Any, labels: Any, steps: int) -> None:
+    """SGD on batches of 128 images, mirrored at random."""
+    import torch
+    from torch.nn import functional as F
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
+    generator = torch.Generator().manual_seed(0)
+    model.train()
+    for _ in range(steps):
+        index = torch.randint(len(images), (128,), generator=generator)
+        x = images[index]
+        x = x.flip(3) if torch.rand((), generator=generator) < 0.5 else x
+        loss = F.cross_entropy(model(x), labels[index])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def _write(
+    folder: Path, target: Any, name: str, model: Any, dataset: str, metrics: dict[str, float], note: str
+) -> None:
+    """The folder of a run: weights, recipe and result."""
+    from importlib.metadata import version
+
+    from ..files import tensor_bytes, write_whole
+    from ..inference.loading import class_names
+    from ..train.recipe import Recipe
+    from ..train.run_folder import WEIGHTS, Result, write_recipe, write_result
+
+    config, data = _config(model), tensor_bytes(target.state_dict())
+    result = Result(
+        model=name,
+        dataset=dataset,
+        num_classes=target.num_classes,
+        classes=class_names(model),
+        input_size=list(config['input_size']),
+        mean=list(config['mean']),
+        std=list(config['std']),
+        interpolation=config['interpolation'],
+        crop_pct=config['crop_pct'],
+        metrics=metrics,
+        sha256=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+        versions={key: version(key) for key in ('torch', 'timm')},
+        data_note=note,
+    )
+    write_whole(folder / WEIGHTS, data)
+    write_recipe(folder, Recipe().with_options({'model': name, **({'dataset': dataset} if dataset else {})}))
+    write_result(folder, result)
+
+
+LEARNING_RATE = 0.002
+
+
+def _options(add: Add) -> None:
+    add('name', metavar='NAME', help="timm's resnet18 to 152 or our bn_resnet*_cifar, NAME or NAME.TAG, or a run")
+    add('--weights', metavar='FILE', help='weights of NAME in this .safetensors or .pth file')
+    add('--to', choices=('weight_norm', 'eunnet'), default='weight_norm', help='weight_norm (exact) or eunnet (fitted)')
+    add('--images', metavar='DIR', help='eunnet: fit on the images of a folder (512 of them)')
+    add('--steps', type=count, metavar='N', help='eunnet: then train N steps of 128 images; needs --data-dir')
+    add('--data-dir', metavar='DIR', help='folder of the data set; the accuracy before and after is printed')
+    add('-o', '--output', required=True, metavar='RUN', help='folder to write, as a training run writes it')
+
+
+COMMAND = Command(
+    'take batch normalization out of a trained ResNet',
+    'nf-zoo convert bn_resnet20_cifar.cifar10 --data-dir DIR -o RUN',
+    _options,
+    _convert,
+)

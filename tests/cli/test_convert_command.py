@@ -1,0 +1,78 @@
+"""nf-zoo convert: a run's folder of a network without batch normalization."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from nf_zoo.cli.main import main
+from nf_zoo.inference.loading import load_model
+from tools.conversion import randomize
+
+
+def test_a_pretrained_control_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / 'run'
+    assert main(['convert', 'bn_resnet20_cifar.cifar10', '-o', str(run)]) == 0
+    shown = capsys.readouterr().out
+    assert 'wn_resnet20_cifar' in shown and 'largest difference' in shown and '269,722 -> 269,722' in shown
+    original = timm.create_model('bn_resnet20_cifar.cifar10', pretrained=True).eval()
+    converted = load_model(str(run))
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(converted(x), original(x), rtol=0, atol=1e-5 * original(x).abs().max().item())
+    result = json.loads((run / 'result.json').read_text())
+    assert result['dataset'] == 'cifar10' and result['classes'][3] == 'cat'
+    assert 'Converted from' in result['data_note']
+
+    # It is a run: it can be published, and its card says what it is.
+    assert main(['publish', str(run), '--to', str(tmp_path / 'hub'), '--name', 'wn_resnet20_cifar.mine']) == 0
+    assert 'Converted from' in (tmp_path / 'hub' / 'wn_resnet20_cifar.mine' / 'README.md').read_text()
+    assert main(['convert', 'bn_resnet20_cifar.cifar10', '-o', str(run)]) == 2
+    assert 'already holds a run' in capsys.readouterr().err
+
+
+def test_weights_of_a_file_and_an_eunnet_fitted_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    control = randomize(timm.create_model('bn_resnet20_cifar', num_classes=3)).eval()
+    save_file(control.state_dict(), tmp_path / 'weights.safetensors')
+    (tmp_path / 'images').mkdir()
+    for i in range(4):
+        pixels = torch.randint(256, (32, 32, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / 'images' / f'{i}.png')
+    command = ['convert', 'bn_resnet20_cifar', '--weights', str(tmp_path / 'weights.safetensors')]
+    assert main([*command, '-o', str(tmp_path / 'wn')]) == 0
+    assert main([*command, '--to', 'eunnet', '--images', str(tmp_path / 'images'), '-o', str(tmp_path / 'eun')]) == 0
+    assert '19 convolutions fitted on 4 images' in capsys.readouterr().out
+    x = torch.randn(2, 3, 32, 32)
+    expected = control(x)
+    difference = load_model(str(tmp_path / 'wn'))(x) - expected
+    assert difference.abs().max() < 1e-5 * expected.abs().max()
+    assert load_model(str(tmp_path / 'eun')).pretrained_cfg['architecture'] == 'eunnet20_cifar'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['efficientnet_b0'], 'nf_zoo.convert(model) takes any network'),
+        (['resnet18', '--to', 'eunnet', '--images', 'DIR'], "in the form 'eunnet'"),
+        (['bn_resnet20_cifar.cifar10', '--to', 'eunnet'], '--images DIR'),
+        (['bn_resnet20_cifar.cifar10', '--steps', '5'], '--to eunnet'),
+        (['bn_resnet20_cifar', '--weights', 'missing.pth'], 'missing.pth'),
+        (['bn_resnet20_cifar', '--weights', 'other.safetensors'], 'no classifier'),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_file({'a': torch.ones(1)}, 'other.safetensors')
+    assert main(['convert', *arguments, '-o', 'run']) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count('\n') == 1
+    assert not Path('run').exists()
