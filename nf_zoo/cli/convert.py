@@ -198,7 +198,7 @@ def _write(
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
         versions={key: version(key) for key in ('torch', 'timm')},
-        data_note=note,
+        note=note,
     )
     write_whole(folder / WEIGHTS, data)
     write_recipe(folder, Recipe().with_options({'model': name, **({'dataset': dataset} if dataset else {})}))

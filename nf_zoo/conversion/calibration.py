@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..layers.input_norm import InputNormConv2d
 
 PIXELS = 64  # of each image that the fit looks at, at most
-DEPTHS = {(3, 3, 3): 20, (9, 9, 9): 56, (18, 18, 18): 110}
+DEPTHS: dict[tuple[int, ...], int] = {(3, 3, 3): 20, (9, 9, 9): 56, (18, 18, 18): 110}
 
 
 class Calibration(NamedTuple):

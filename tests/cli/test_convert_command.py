@@ -25,7 +25,7 @@ def test_a_pretrained_control_becomes_a_run(tmp_path: Path, capsys: pytest.Captu
     torch.testing.assert_close(converted(x), original(x), rtol=0, atol=1e-5 * original(x).abs().max().item())
     result = json.loads((run / 'result.json').read_text())
     assert result['dataset'] == 'cifar10' and result['classes'][3] == 'cat'
-    assert 'Converted from' in result['data_note']
+    assert 'Converted from' in result['note']
 
     # It is a run: it can be published, and its card says what it is.
     assert main(['publish', str(run), '--to', str(tmp_path / 'hub'), '--name', 'wn_resnet20_cifar.mine']) == 0
