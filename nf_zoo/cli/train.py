@@ -56,8 +56,8 @@ def _recipe(path: str | None, options: dict[str, Any]) -> Recipe:
     if path is not None:
         return load_recipe(path, options)
     if options.get('resume') and options.get('output'):
-        run = Path(options['output']) / options.get('experiment', '')
-        return read_recipe(run).with_options(options)
+        options = {'experiment': '', **options}  # the folder of the run is the one that is named here
+        return read_recipe(Path(options['output']) / options['experiment']).with_options(options)
     if options.get('model'):
         recipe, said = starter_recipe(options)
         if not int(os.environ.get('RANK', 0)):

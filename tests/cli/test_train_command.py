@@ -54,10 +54,14 @@ def test_both_spellings_of_an_option(recipe: Path, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_by_its_own_recipe(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / 'run')
-    assert main(['train', str(recipe), '--output', run]) == 0
+    assert main(['train', str(recipe), '--output', str(tmp_path), '--experiment', 'run']) == 0
     first = (tmp_path / 'run' / 'result.json').read_bytes()
     assert main(['train', '--output', run, '--resume']) == 0
     assert (tmp_path / 'run' / 'result.json').read_bytes() == first
+    (tmp_path / 'run').rename(tmp_path / 'moved')
+    assert main(['train', '--output', str(tmp_path / 'moved'), '--resume']) == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ['moved']
+    run = str(tmp_path / 'moved')
     assert 'lr -> ' not in failed(capsys, '--output', run, '--resume', '--seed', 1)
     assert '--change allows it' in failed(capsys, '--output', run, '--resume', '--lr', 0.5)
 
