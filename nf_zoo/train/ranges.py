@@ -87,7 +87,7 @@ def _short(value: Any) -> str:
 ANY = Range()
 SHARE = Range(least=0, most=1)  # a probability
 BELOW_1 = Range(least=0, below=1)
-POSITIVE = Range(above=0, most=1_000_000)
+POSITIVE = Range(above=0, most=1_000_000_000_000)
 COUNT = Range(least=1, most=1_000_000_000)
 COUNT_0 = Range(least=0, most=1_000_000_000)
 SIDE = Range(least=1, most=4096)  # of an image in pixels
