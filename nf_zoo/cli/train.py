@@ -1,7 +1,6 @@
 """``nf-zoo train``: the keys of a recipe as options, and how a run begins."""
 
 import os
-import re
 import sys
 from argparse import SUPPRESS, ArgumentTypeError, BooleanOptionalAction, RawDescriptionHelpFormatter, _ArgumentGroup
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ _EXAMPLE = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train by a recipe; returns the exit code. Raises as `train` does."""
     parser = _parser()
-    options = vars(parser.parse_args(_with_hyphens(sys.argv[1:] if argv is None else argv)))
+    options = vars(parser.parse_args(argv))
     dry_run, change = options.pop('dry_run'), options.pop('change')
     recipe = _recipe(options.pop('recipe'), options)
     if change and not recipe.resume:
@@ -69,22 +68,20 @@ def _recipe(path: str | None, options: dict[str, Any]) -> Recipe:
     )
 
 
-def _with_hyphens(argv: Sequence[str]) -> list[str]:
-    """The options with hyphens: ``--batch_size``, as timm's train.py spells it in YAML, is ``--batch-size``."""
-    return [re.sub('^--[^=]*', lambda name: name.group().replace('_', '-'), word) for word in argv]
-
-
 def _parser() -> Parser:
     parser = Parser(
         prog='nf-zoo train',
         usage='%(prog)s [RECIPE] --output RUN [--data-dir DIR] [--resume] [--dry-run] [any key of a recipe]',
-        description='Train a model. RECIPE is a YAML file; every key of it is also an option, which overrides '
-        'the file. Without RECIPE, a model is fine-tuned or trained on a folder of your own pictures.',
+        description='Train a model. RECIPE is a YAML file or a name that `nf-zoo recipes` lists. Every key of a recipe is '
+        'also an option, which overrides the file. Without RECIPE, a model is fine-tuned or trained on a folder of your '
+        'own pictures.',
         epilog=_EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument('recipe', nargs='?', metavar='RECIPE', help='YAML file, such as those in configs/')
+    parser.add_argument(
+        'recipe', nargs='?', metavar='RECIPE', help='YAML file, or a recipe of the package (`nf-zoo recipes`)'
+    )
     parser.add_argument('--dry-run', action='store_true', help='check everything and show what a run would do')
     parser.add_argument(
         '--change',
