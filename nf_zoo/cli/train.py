@@ -72,9 +72,9 @@ def _parser() -> Parser:
     parser = Parser(
         prog='nf-zoo train',
         usage='%(prog)s [RECIPE] --output RUN [--data-dir DIR] [--resume] [--dry-run] [any key of a recipe]',
-        description='Train a model. RECIPE is a YAML file or a name that `nf-zoo recipes` lists. Every key of a recipe is '
-        'also an option, which overrides the file. Without RECIPE, a model is fine-tuned or trained on a folder of your '
-        'own pictures.',
+        description='Train a model. RECIPE is a YAML file or a name that `nf-zoo recipes` lists. Every key of a recipe '
+        'is also an option, which overrides the file. Without RECIPE, a model is fine-tuned or trained on a folder of '
+        'your own pictures.',
         epilog=_EXAMPLE,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
