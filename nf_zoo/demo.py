@@ -112,6 +112,7 @@ def deploy(output: Path, steps: Steps) -> dict[str, Any]:
 
 @torch.inference_mode()
 def logits(model: nn.Module, images: Tensor) -> Tensor:
+    """The outputs (N, classes) of ``model`` for ``images`` (N, C, H, W), without gradients."""
     return model(images)
 
 
@@ -150,6 +151,15 @@ def report(found: dict[str, Any], output: Path) -> None:
 
 
 def run(output: Path, data_dir: str | None) -> None:
+    """Run both processes and print the table.
+
+    Args:
+        output: The folder to write into; what an earlier demo left there is replaced.
+        data_dir: The folder of CIFAR-10, to score the bundled weights too.
+
+    Raises:
+        UserError: bad input; CheckFailed: the predictions differ, or the accuracy is too low.
+    """
     if data_dir:
         evaluate_bundled(data_dir)
     for old in ('run', 'hub'):

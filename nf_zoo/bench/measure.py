@@ -25,6 +25,7 @@ class BenchRow:
 
     @property
     def ratio(self) -> float:
+        """The value as a multiple of the peer's."""
         return self.value / self.peer_value
 
     def __str__(self) -> str:

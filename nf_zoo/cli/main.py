@@ -44,6 +44,7 @@ COMMANDS = {
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all commands but `nf-zoo train`, which has its own."""
     top = Parser(
         prog='nf-zoo',
         description='Residual networks without batch normalization, for timm.',

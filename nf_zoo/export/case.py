@@ -176,10 +176,12 @@ def writable(path: str | Path) -> Path:
 
 
 def outputs(y: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """What a network returns as a list: its one output, or its features."""
     return [y] if isinstance(y, Tensor) else list(y)
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an exporter's message, which goes on with a stack trace; at most 200 characters."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
 
 

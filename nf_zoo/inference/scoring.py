@@ -36,6 +36,7 @@ class Score:
     names: list[str] = field(default_factory=list)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (N, classes) and true classes (N,)."""
         answers = logits.argmax(1)
         self.confusion += torch.bincount(
             labels * len(self.confusion) + answers, minlength=self.confusion.numel()
@@ -45,9 +46,11 @@ class Score:
 
     @property
     def n(self) -> int:
+        """The number of images."""
         return int(self.confusion.sum())
 
     def metrics(self) -> dict[str, float]:
+        """top1 and top5 in percent, mean cross-entropy loss, and n."""
         return accuracies(int(self.confusion.diagonal().sum()), self.hits5, self.loss_sum, self.n)
 
     def by_class(self) -> list[dict[str, Any]]:
