@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..errors import CheckFailed, UserError, nearest
 from ..hub import weights
+from ..hub.index import index
 from ..inference.loading import Source, resolve
 from ..net.registry import list_models
 from ..text import clean
@@ -102,11 +103,8 @@ def rows(pattern: str = '', pretrained: bool = False) -> list[ModelRow]:
     Raises:
         UserError: there is none.
     """
-    found = list_models(pattern if set(pattern) & set('*?[') else f'*{pattern}*')
-    if not found:
-        raise UserError(f"no model matches '{pattern}'{nearest(pattern, list_models())}")
     table = []
-    for name in found:
+    for name in _matching(pattern):
         tags = {tag: _top1(name, tag) for tag in _tags(name)}
         paper = _citation(_page(name))
         if not pretrained:
@@ -117,6 +115,12 @@ def rows(pattern: str = '', pretrained: bool = False) -> list[ModelRow]:
             if size is not None:
                 table.append(ModelRow(f'{name}.{tag}', **size, weights={tag: top1}, paper=paper))
     return table
+
+
+def names(pattern: str = '', pretrained: bool = False) -> list[str]:
+    """The names of `rows` alone, which takes no time. Raises `UserError` as it does."""
+    found = _matching(pattern)
+    return [f'{name}.{tag}' for name in found for tag in _tags(name)] if pretrained else found
 
 
 def recipe_rows(pattern: str = '') -> list[RecipeRow]:
@@ -164,6 +168,12 @@ def facts(name: str) -> ModelFacts:
     )
 
 
+@cache
+def _size_at(name: str, num_classes: int, *size: int) -> dict[str, int]:
+    model = timm.create_model(name, device='meta', num_classes=num_classes, in_chans=size[0])
+    return dict(params=sum(p.numel() for p in model.parameters()), macs=multiply_adds(model, *size))
+
+
 def multiply_adds(model: nn.Module, *size: int) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image (channels, height, width).
 
@@ -179,6 +189,13 @@ def measure(name: str) -> dict[str, int]:
     model = timm.create_model(name, device='meta')
     params = sum(p.numel() for p in model.parameters())
     return dict(params=params, macs=multiply_adds(model, *model.pretrained_cfg['input_size']))
+
+
+def _matching(pattern: str) -> list[str]:
+    found = list_models(pattern if set(pattern) & set('*?[') else f'*{pattern}*')
+    if not found:
+        raise UserError(f"no model matches '{pattern}'{nearest(pattern, list_models())}")
+    return found
 
 
 def _size(name: str) -> dict[str, int]:
@@ -198,6 +215,8 @@ def _size_of_weights(name: str, tag: str) -> dict[str, Any] | None:
         cfg = timm.get_pretrained_cfg(f'{name}.{tag}')
         if (cfg.input_size, cfg.num_classes) == (default.input_size, default.num_classes):
             return {**_size(name), 'input': default.input_size}
+        if f'{name}.{tag}' not in index():  # timm's: the network has no arguments of its own
+            return {**_size_at(name, cfg.num_classes, *cfg.input_size), 'input': cfg.input_size}
     try:
         model: Any = resolve(f'{name}.{tag}', pretrained=False).load(device='meta')
     except (UserError, CheckFailed):

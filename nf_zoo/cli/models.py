@@ -8,13 +8,14 @@ from .trained import check_options, show_trained
 
 
 def _list(args: argparse.Namespace) -> None:
-    from ..analysis.catalogue import rows
+    from ..analysis.catalogue import names, rows
 
+    if args.names and not args.json:
+        say('\n'.join(map(clean, names(args.filter, args.pretrained))))
+        return
     table = rows(args.filter, args.pretrained)
     if args.json:
         print_json([row._asdict() for row in table])
-    elif args.names:
-        say('\n'.join(clean(row.name) for row in table))
     elif table:
         lines = []
         for row in table:

@@ -162,7 +162,10 @@ def test_list_pretrained_has_timms_tags_and_ours(run: Run) -> None:
     assert {'nf_resnet50.ra2_in1k', 'eunnet20_cifar.cifar10'} <= set(found)
     assert all(timm.is_model_pretrained(name) for name in found)
     assert {name.partition('.')[0] for name in found} <= set(nf_zoo.list_models())
-    assert len(run('list', '--pretrained')[1].splitlines()) == 1 + len(found)
+    for pattern in ('eunnet*', 'nf_resnet50'):
+        _, *lines = run('list', pattern, '--pretrained')[1].splitlines()
+        names = nf_zoo.list_models(pattern if '*' in pattern else f'*{pattern}*')
+        assert [line.split()[0] for line in lines] == [name for name in found if name.partition('.')[0] in names]
 
 
 def test_list_pretrained_has_the_size_of_the_weights_and_the_hubs_tags(run: Run, hubs: Path) -> None:
