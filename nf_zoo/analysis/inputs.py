@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from ..errors import UserError, one_line
 from ..inference.images import image_files, preprocessing, read_image
-from ..inference.loading import load_model
-from ..inference.scoring import load
-from ..train.run_folder import is_run
+from ..inference.loading import resolve
 
 
-def open_network(name: str, pretrained: bool = False, seed: int = 0, model_args: Mapping[str, Any] = {}) -> nn.Module:  # noqa: B006
+def open_network(
+    name: str, pretrained: bool = False, seed: int = 0, model_args: Mapping[str, Any] | None = None
+) -> nn.Module:
     """The network of a name of nf_zoo or timm, with or without a tag, or of the folder of a run, in eval mode.
 
     Args:
@@ -28,12 +28,8 @@ def open_network(name: str, pretrained: bool = False, seed: int = 0, model_args:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if is_run(name):
-            if model_args:
-                raise UserError(f'{name} is a run: its network is fixed and takes no {next(iter(model_args))}')
-            return load(name)[0]
         try:
-            return load_model(name, pretrained, **model_args)
+            return resolve(name, pretrained).load(**(model_args or {}))
         except TypeError as error:
             raise UserError(f'{name}: {one_line(error)}') from None
 

@@ -120,8 +120,8 @@ def _forward(blocks: Sequence[BlockSignal], expected: Sequence[float] | None) ->
 def _theory(values: Sequence[float], expected: Sequence[float] | None) -> str:
     if not expected:
         return ''
-    off = max(abs(value / line - 1) for value, line in zip(values, expected, strict=True))
-    return f', as 1 + n alpha^2 within {off:.0%}' if off <= 0.3 else f' (1 + n alpha^2 is off by up to {off:.0%})'
+    off = 100 * max(abs(value / line - 1) for value, line in zip(values, expected, strict=True))
+    return f', as 1 + n alpha^2 within {off:.0f} %' if off <= 30 else f' (1 + n alpha^2 is off by up to {off:.0f} %)'
 
 
 def _at_transitions(stages: Sequence[Sequence[float]]) -> str:
@@ -137,7 +137,7 @@ def _means(blocks: Sequence[BlockSignal]) -> str:
         return 'the squared means exceed the variance (a mean shift)'
     few = [row for row in blocks if row.nonzero < FEW]
     if few:
-        return f'only {few[0].nonzero:.1%} of what {few[0].block} gives is not 0'
+        return f'only {100 * few[0].nonzero:.1f} % of what {few[0].block} gives is not 0'
     return ''
 
 
@@ -158,16 +158,17 @@ def _backward(blocks: Sequence[BlockSignal]) -> str:
     if min(values) == 0:
         return f'the gradient of {blocks[values.index(0)].block} is 0'
     if _spread(values) <= LEVEL:
-        return f'gradients level within {_spread(values) - 1:.0%}'
+        return f'gradients level within {100 * _spread(values) - 100:.0f} %'
     total, rate = values[0] / values[-1], 1 / _rate(values)
     towards = f'x{number(total)} from the last block to the first'
     if total >= TOTAL and rate >= BACK_RATE:
         return f'gradients explode: x{rate:.2f} a block, {towards}'
     if total <= 1 / TOTAL and rate <= 1 / RATE and _within(stages) >= RATE:
         return f'gradients vanish: x{rate:.2f} a block, {towards}'
-    level = max(_spread(stage) for stage in stages)
-    if level <= LEVEL:
-        return f'gradients level within {level - 1:.0%} in each stage, {towards}{_back_at_transitions(stages)}'
+    spread = max(_spread(stage) for stage in stages)
+    if spread <= LEVEL:
+        level = f'gradients level within {100 * spread - 100:.0f} % in each stage'
+        return f'{level}, {towards}{_back_at_transitions(stages)}'
     return f'gradients {"grow" if total > 1 else "fall"} {towards}'
 
 

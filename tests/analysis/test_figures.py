@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 
 import pytest
 import timm
@@ -123,3 +124,11 @@ def test_a_figure_has_its_networks_and_can_be_drawn(tmp_path):
     assert 'BN -&gt; ReLU' in text and FIGURES['hoedt4'].title in text
     with pytest.raises(UserError, match="no figure 'hoedt3'.*; did you mean 'hoedt"):
         figure_size('hoedt3')
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_the_gallery_has_each_figure_with_its_command(name):
+    docs = Path(__file__).parents[2] / 'docs'
+    assert f'nf-zoo signal --figure {name} -o docs/figures/{name}.svg' in (docs / 'gallery.md').read_text()
+    picture = (docs / 'figures' / f'{name}.svg').read_text()
+    assert FIGURES[name].title in picture and len(picture) < 100_000
