@@ -206,3 +206,14 @@ def test_a_tag_of_timms_is_loaded_from_the_hub_and_converted(
     (line,) = caplog.messages
     assert 'timm/resnet50.a1_in1k' in line and 'apache-2.0' in line
     torch.testing.assert_close(model(x).double(), expected, rtol=0, atol=6e-7 * largest)
+
+
+def test_the_readmes_first_example(timms_hub: Hub, resnet50: nn.Module) -> None:
+    readme = (Path(__file__).parents[2] / 'README.md').read_text(encoding='utf-8')
+    names: dict[str, nn.Module] = {}
+    exec(readme.partition('```python\n')[2].partition('```')[0], names)
+    x = torch.randn(1, 3, 64, 64)
+    expected = resnet50(x)
+    model = names['model'].eval()
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=2e-6 * expected.abs().max().item())
+    assert not any('running' in key for key in model.state_dict())

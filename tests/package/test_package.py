@@ -173,7 +173,8 @@ def test_the_documents_commands_parse() -> None:
 
 def test_the_readmes_python_runs() -> None:
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    first, *blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    assert 'a1_in1k' in first  # from the Hub: tests/conversion/test_pretrained.py runs it
     assert len(blocks) >= 4
     python('\n'.join(blocks))
 
