@@ -54,11 +54,12 @@ def run(network: nn.Module, example: Any, name: str) -> Any:
     Raises:
         UserError: it doesn't run on the example.
     """
-    torch.manual_seed(0)
     try:
-        if isinstance(example, Mapping):
-            return network(**example)
-        return network(*example) if isinstance(example, tuple) else network(example)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            if isinstance(example, Mapping):
+                return network(**example)
+            return network(*example) if isinstance(example, tuple) else network(example)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = one_line(error)[:200]
         raise UserError(f'{name} does not run on the example: {reason}; {EXAMPLE}') from error

@@ -89,7 +89,7 @@ def _to_weight_norm(model: nn.Module, example: Any) -> nn.Module:
     name = type(model).__name__
     device = next(p.device for p in [*model.parameters(), *model.buffers()])
     given = example_for(model) if example is None else example
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.no_grad():
         copy = _copied(model).double().eval()
         inputs = moved(given, device, torch.float64)
         with Trace(copy, layers_of(copy), norms_of(copy)) as trace:
