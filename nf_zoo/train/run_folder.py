@@ -196,6 +196,20 @@ def check(folder: Path, resume: bool) -> None:
         raise UserError(f'{folder} has a {foreign}, but is not the folder of a run; choose another --output')
 
 
+_held: set[int] = set()  # the locked folders of this process
+
+
+def _let_go() -> None:
+    """In a forked child: a worker that outlives the run must not keep the lock."""
+    for number in _held:
+        os.close(number)
+    _held.clear()
+
+
+if hasattr(os, 'register_at_fork'):  # not on Windows
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def claimed(folder: Path, resume: bool) -> Iterator[None]:
     """Hold the folder for one run: made if need be, locked, and checked as `check` does.
@@ -212,6 +226,7 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
         lock = os.open(folder, os.O_RDONLY | getattr(os, 'O_DIRECTORY', 0))
     except (OSError, ValueError) as error:
         raise _cannot_write(folder, error) from None
+    _held.add(lock)
     try:
         _lock(lock, folder)
         check(folder, resume)
@@ -220,6 +235,7 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
                 torn.unlink()
         yield
     finally:
+        _held.discard(lock)
         os.close(lock)
         with suppress(OSError):
             for place in made:

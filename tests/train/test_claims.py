@@ -46,6 +46,18 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_one_is_gone(tmp_pat
     run_toy(tmp_path / 'run', epochs=1)
 
 
+def test_a_worker_that_outlives_its_run_does_not_keep_the_lock(tmp_path: Path) -> None:
+    context = multiprocessing.get_context('fork')
+    with claimed(tmp_path, resume=False):
+        worker = context.Process(target=signal.pause)
+        worker.start()
+    with claimed(tmp_path, resume=False):
+        with pytest.raises(UserError, match='another run is training into'), claimed(tmp_path, resume=False):
+            pass
+    worker.kill()
+    worker.join()
+
+
 def test_a_folder_that_stays_empty_goes_again(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         run_toy(tmp_path / 'a' / 'b', dataset='nothing')
