@@ -152,6 +152,24 @@ signal {missing}
 signal {text}
 signal {folder}
 signal eunnet20_cifar.nowhere --pretrained
+convert
+convert bn_resnet20_cifar.cifar10
+convert eunet50 -o {new}
+convert eunnet20_cifar.cifar10 -o {new}
+convert {missing} -o {new}
+convert {folder} -o {new}
+convert {text} -o {new}
+convert bn_resnet20_cifar.nowhere -o {new}
+convert bn_resnet20_cifar.cifar10 -o {new} --to nosuch
+convert bn_resnet20_cifar.cifar10 -o {new} --to eunnet
+convert bn_resnet20_cifar.cifar10 -o {new} --to eunnet --images {missing}
+convert bn_resnet20_cifar.cifar10 -o {new} --to eunnet --images {folder}
+convert bn_resnet20_cifar.cifar10 -o {new} --steps 2
+convert bn_resnet20_cifar.cifar10 -o {text}
+convert bn_resnet20_cifar -o {new} --weights {missing}
+convert bn_resnet20_cifar -o {new} --weights {text}
+convert bn_resnet20_cifar -o {new} --weights {folder}
+convert bn_resnet20_cifar -o {new} --weights {pipe}
 bench nosuch
 bench engine epoch
 nosuch
