@@ -16,7 +16,7 @@ timm's form, with whose weights this is drop-in, differs from the paper's in fou
 activation is in every convolution, also the stem's; the paper has it after each activation. A zero gain replaces the
 scalar of SkipInit. The shortcut has average pooling. eps is 1e-5, added to the variance. The stem's gamma trebles the
 variance and each pooled shortcut quarters it, so that the stages begin at about 3, 1, 0.25 and 0.05 where the paper's
-form begins at 1 (``nf-zoo signal nf_resnet50 dm_nf_resnet50 --awake``). This page differs from timm in stochastic
+form begins at 1 (``nf-zoo signal nf_resnet50``). This page differs from timm in stochastic
 depth, which here never divides by the keep rate (appendix B.2 of the paper). Squeeze-and-excite follows the last
 convolution, with ratio 1/16.
 """
