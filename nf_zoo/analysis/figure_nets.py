@@ -31,6 +31,7 @@ class Size:
     seed: int = 0
 
     def channels(self, *widths: int) -> tuple[int, ...]:
+        """The widths times the factor, at least 8 channels each."""
         return tuple(max(8, int(width * self.width)) for width in widths)
 
 
@@ -58,14 +59,17 @@ def he_(model: nn.Module, mode: str = 'fan_in', gain: float = 2.0, standardised:
 
 
 def bn_relu(chs: int, act: Callable[..., nn.Module] = nn.ReLU, **dd: Any) -> nn.Module:
+    """Batch normalization, then the activation."""
     return nn.Sequential(nn.BatchNorm2d(chs, **dd), act())
 
 
 def relu_bn(chs: int, act: Callable[..., nn.Module] = nn.ReLU, **dd: Any) -> nn.Module:
+    """The activation, then batch normalization."""
     return nn.Sequential(act(), nn.BatchNorm2d(chs, **dd))
 
 
 def relu(chs: int, **dd: Any) -> nn.Module:
+    """The activation alone, with the signature of the two above."""
     return nn.ReLU()
 
 

@@ -88,6 +88,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 def check_suffix(path: Path) -> None:
+    """Raise `UserError` unless the file name ends in .png or .svg."""
     if path.suffix.lower() not in ('.png', '.svg'):
         raise UserError(f"'{path}' has to end with .png or .svg")
 

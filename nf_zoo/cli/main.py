@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from .. import __version__, _interrupt
 from ..errors import CheckFailed, UserError, nearest
 from ..text import say
-from . import bench, convert, evaluate, export, hub, models, signal
+from . import bench, conversion, evaluate, export, hub, models, signal
 from .parser import Command, Parser, fail
 
 
@@ -35,7 +35,7 @@ COMMANDS = {
         _train,
     ),
     **evaluate.COMMANDS,
-    'convert': convert.COMMAND,
+    'convert': conversion.COMMAND,
     **hub.COMMANDS,
     **export.COMMANDS,
     'signal': signal.COMMAND,

@@ -1,7 +1,6 @@
 """Folding: a copy of a network for inference, in which plain convolutions have taken up every constant."""
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,24 +18,32 @@ from ..layers.weight_norm import WeightNorm
 from ..net.network import ResNet
 from ..net.parts import Bias
 from .blocks import PlainBlock, PreBlock
+from .copies import keep_frozen, plain_copy
 from .rules import affine, normed, plain_act, scale_input, scale_output, then_affine
 from .timm_blocks import StdConv, plain_block, plain_std_conv
 
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """Return an equivalent network of plain convolutions, in eval mode; ``model`` stays as it is.
+    """A copy of ``model`` for inference that computes the same with plain convolutions. ``model`` stays as it is.
 
-    Normalised weights become plain ones; constants, scalars, biases and batch normalization go into the convolutions
-    next to them, also across blocks. Logits, and the features at the stem and at the end of every stage, are those of
-    ``model``: equal up to rounding. EUNNet keeps its normalisation of activations. timm's own networks with
-    standardised weights can be folded too.
+    Normalised weights become plain weights. Constants, scalars, biases and batch normalization become part of the
+    convolutions next to them, also across blocks. The logits, and the features at the stem and at the end of every
+    stage, are those of ``model`` up to rounding. Inside a stage the features may differ by a constant factor from block
+    to block, because such a factor moves on to the next convolution.
 
-    What can't be moved exactly stays, as a parameter: a learned scalar behind squeeze-and-excite, a factor <= 0 of an
-    identity shortcut, a bias per channel before zero padding, a factor or bias behind a feature level.
+    EUNNet keeps its normalisation of activations. timm's own networks with standardised weights can be folded too.
+
+    What can't be moved exactly stays, as a parameter: a learned scalar after squeeze-and-excite, a factor of an
+    identity shortcut that isn't positive, a bias per channel before zero padding, a factor or bias after a feature
+    level.
+
+    A weight that torch computes becomes plain: pruned, spectral norm, or with any parametrization. The copy is in eval
+    mode. Parts of which all parameters are frozen stay frozen. Hooks of the modules that are replaced are lost: those
+    of blocks, of convolutions with a normalised weight, of batch normalization.
 
     Raises:
-        UserError: not a model that has anything to fold.
+        UserError: nothing to fold, or a part that can't be folded, such as a convolution with a LoRA around it.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         kind = 'a TorchScript module' if isinstance(model, torch.jit.ScriptModule) else type(model).__name__
@@ -48,8 +55,7 @@ def fold(model: nn.Module) -> nn.Module:
         )
     if any(p.is_meta for p in model.parameters()):
         raise UserError("the model is on the device 'meta' and has no weights to fold")
-    root = nn.ModuleList([deepcopy(model)])
-    _out_of_place(root)
+    root = nn.ModuleList([plain_copy(model)])
     _fuse(root)
     _replace(root, StdConv, plain_std_conv)
     _replace(root, NormFreeBlock, plain_block)
@@ -65,15 +71,9 @@ def fold(model: nn.Module) -> nn.Module:
             _drop_affines(blocks)
             _drop_skip_factors(blocks, stems.get(stage))
     folded = root[0].eval()
+    keep_frozen(folded, model)
     folded.is_folded = True  # type: ignore[assignment]
     return folded
-
-
-def _out_of_place(root: nn.Module) -> None:
-    """Full backward hooks refuse activations in place: https://github.com/pytorch/pytorch/issues/61519."""
-    for module in root.modules():
-        if getattr(module, 'inplace', False):
-            module.inplace = False  # type: ignore[assignment]
 
 
 def _fuse(module: nn.Module, converted: bool = False) -> None:

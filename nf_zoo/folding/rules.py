@@ -9,6 +9,7 @@ from timm.models import nfnet
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from ..errors import UserError
 from ..layers.affine_conv import Fill, Scale, Shift, add_bias
 from ..layers.input_norm import InputNormConv2d, Standardize
 from ..layers.std_conv import plain_conv
@@ -137,7 +138,8 @@ def projection(shortcut: nn.Module, conv: nn.Module) -> nn.Module:
 def normed(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """norm(conv(x)) as one convolution, with the running statistics."""
     mean, var = norm.running_mean, norm.running_var
-    assert mean is not None and var is not None
+    if mean is None or var is None:
+        raise UserError(f"can't fold a {type(norm).__name__} without running statistics")
     weight, bias = fuse_conv_bn_weights(conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias)
     return plain_conv(conv, weight, bias)
 

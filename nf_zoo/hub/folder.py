@@ -37,6 +37,7 @@ class Entry:
 
     @property
     def name_tag(self) -> str:
+        """NAME.TAG."""
         return f'{self.name}.{self.tag}'
 
     def __str__(self) -> str:
@@ -75,6 +76,7 @@ class Folder(Entry):
         self.compare(path, filename, sha256.hexdigest())
 
     def check_all(self) -> None:
+        """Check the hash of every file that the manifest names. Raises as :meth:`check` does."""
         for filename in self.manifest['files']:
             self.check(filename)
 
@@ -94,6 +96,7 @@ class Folder(Entry):
         return path, limit
 
     def compare(self, path: Path, filename: str, actual: str) -> None:
+        """Raise `CheckFailed` if ``actual`` is not the hash that the manifest has for ``filename``."""
         _same(actual, self.manifest['files'][filename], f'{self}/{filename}', remedy(self, path))
 
 

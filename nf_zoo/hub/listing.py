@@ -127,6 +127,7 @@ def as_html(rows: Sequence[HubRow], hub: str | Path, page: Path | None = None) -
 
 
 def percent(value: float | None) -> str:
+    """A percentage with two digits, empty if it is unknown."""
     return '' if value is None else f'{value:.2f}'
 
 

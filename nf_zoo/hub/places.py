@@ -103,6 +103,7 @@ class HfPlace:
 
     @property
     def pinned(self) -> bool:
+        """Whether only files are taken whose hashes the package knows."""
         # Whoever owns this name on the Hub must not be able to hand out another file, however the name is written.
         return self.org.lower() == ORGANIZATION
 

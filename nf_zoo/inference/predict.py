@@ -28,6 +28,7 @@ class PredictReport:
 
     @property
     def failures(self) -> list[UserError]:
+        """The errors of the images that could not be read."""
         return [found for _, found in self.rows if isinstance(found, UserError)]
 
     def __str__(self) -> str:

@@ -20,6 +20,7 @@ class FactorConv2d(nn.Conv2d):
     """
 
     def scaled(self, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias times ``factor``; as they are without one."""
         weight, bias = self.weight, self.bias
         if factor is not None:
             weight = factor * weight

@@ -62,6 +62,7 @@ class Owned:
     keywords: frozenset[str]
 
     def takes(self, kwargs: dict[str, Any]) -> bool:
+        """Whether timm's own entry point has to build the model, because a keyword is timm's alone."""
         return not self.keywords.isdisjoint(kwargs) or kwargs.get('attn_layer') not in (None, 'se')
 
 

@@ -249,6 +249,7 @@ def learning_rate(recipe: Recipe, images: int | None = None) -> float:
 
 
 def build_mixup(recipe: Recipe, num_classes: int) -> Mixup | None:
+    """timm's Mixup, None where the recipe has neither mixup nor cutmix."""
     if not (recipe.mixup or recipe.cutmix):
         return None
     return Mixup(
@@ -271,12 +272,14 @@ class _Average(ModelEmaV3):
 
 
 def build_ema(recipe: Recipe, model: nn.Module) -> ModelEmaV3 | None:
+    """The running average of the weights, None without `model_ema`."""
     if not recipe.model_ema:
         return None
     return _Average(model, decay=recipe.model_ema_decay, use_warmup=recipe.model_ema_warmup)
 
 
 def build_loss(recipe: Recipe) -> nn.Module:
+    """The loss of training: cross-entropy, with soft targets or label smoothing where the recipe asks for them."""
     if recipe.mixup or recipe.cutmix:
         return SoftTargetCrossEntropy()
     return LabelSmoothingCrossEntropy(recipe.smoothing) if recipe.smoothing else nn.CrossEntropyLoss()

@@ -189,6 +189,7 @@ class Recipe:
 
     @property
     def run_dir(self) -> Path:
+        """The folder of the run: ``output``, and ``experiment`` below it."""
         return Path(self.output) / self.experiment
 
     def with_options(self, options: dict[Any, Any], source: str = 'options') -> 'Recipe':

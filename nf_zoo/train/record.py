@@ -62,6 +62,7 @@ class Record:
             write_whole(self.folder / run_folder.BEST, tensor_bytes(self.best_tensors))
 
     def write_rows(self) -> None:
+        """Write summary.csv."""
         report.write_csv(self.folder / run_folder.SUMMARY, self.rows)
 
     def plot(self, row: report.Row) -> None:

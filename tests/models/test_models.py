@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from families import images, representatives, small
+from timm.layers import SEModule
 from torch import nn
 
 import nf_zoo
@@ -52,12 +53,45 @@ def test_an_image_does_not_see_its_neighbours(name, training):
 
 
 @per_family
-def test_squeeze_excite_has_factor_two_and_gradients(name):
-    model = small(name, attn_layer='se')
-    plain = small(name)
-    assert sum(p.numel() for p in model.parameters()) > sum(p.numel() for p in plain.parameters()) or 'regnet' in name
-    model(images(name)).square().sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
+def test_squeeze_excite_is_twice_its_gate_and_learns(name):
+    """2 sigmoid(W2 a(W1 mean(x) + b1) + b2) x, in every block, whatever the method's activation a."""
+    model = small(name, attn_layer='se').double()
+    seen = []
+    for block in (block for stage in model.stages for block in stage):
+        (module,) = (m for m in block.modules() if isinstance(m, SEModule))
+        module.register_forward_hook(lambda module, args, y: seen.append((module, args[0], y)))
+    model(images(name, dtype=torch.float64)).square().sum().backward()
+    assert len(seen) == sum(len(stage) for stage in model.stages)
+    for module, x, y in seen:
+        hidden = module.act(x.mean((2, 3)) @ module.fc1.weight.flatten(1).T + module.fc1.bias)
+        gate = torch.sigmoid(hidden @ module.fc2.weight.flatten(1).T + module.fc2.bias)
+        torch.testing.assert_close(y, 2 * gate[:, :, None, None] * x, rtol=1e-9, atol=1e-9)
+        assert all(p.grad is not None for p in module.parameters())
+        assert module.fc2.bias.grad.abs().sum() > 0  # the weights' may be 0 where ReLU lets no hidden unit through
+
+
+@per_family
+def test_width_is_a_factor_of_all_widths(name):
+    model, narrow = timm.create_model(name, device='meta'), timm.create_model(name, device='meta', width=0.5)
+    for (key, p), (other, q) in zip(model.named_parameters(), narrow.named_parameters(), strict=True):
+        assert key == other
+        if p.ndim == 4 and 'attn' not in key and not key.endswith('gain'):
+            assert q.shape[0] % 8 == 0 and q.shape[0] == pytest.approx(p.shape[0] / 2, abs=16)
+    with pytest.raises(ValueError, match='width=0: give a factor'):
+        timm.create_model(name, device='meta', width=0)
+
+
+@pytest.mark.parametrize('name', ['fixup_resnet50', 'fixup_resnet20_cifar', 'skipinit_resnet18', 'rescalenet50'])
+def test_without_scale_the_branch_has_the_scalar_one(name):
+    """The same function as with all scalars 1, and nothing in the state_dict for them."""
+    plain, model = small(name, scale=False), small(name)
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected and {key.rsplit('.', 1)[1] for key in missing} == {'skip_gain' if 'skip' in name else 'scale'}
+    for key in missing:
+        nn.init.ones_(model.get_parameter(key))
+    x = images(name)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @per_family

@@ -86,6 +86,7 @@ class FolderData:
         self.seed = recipe.seed
 
     def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
+        """Batches of an epoch, as `Data.train_batches`."""
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
         order = torch.randperm(self.train_n, generator=rng).tolist()
         full = self.train_n // self.batch_size
@@ -94,6 +95,7 @@ class FolderData:
         return self._load(images, [[(epoch, i) for i in batch] for batch in batches])
 
     def val_batches(self, start: int = 0, step: int = 1) -> Iterator[Batch]:
+        """Batches of the validation images, as `Data.val_batches`."""
         size, numbers = self.val_batch_size, range(self.val_n)
         firsts = range(start * size, self.val_n, step * size)
         return self._load(self.val, [[(0, i) for i in numbers[k : k + size]] for k in firsts])

@@ -197,6 +197,7 @@ class MemoryData:
             self.labels = train.labels.to(device)
 
     def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
+        """Batches of an epoch, as `Data.train_batches`."""
         size = size_at(self.train_sizes, epoch) or self.size
         side = round(size * self.side / self.size)  # so that objects are as large as in evaluation
         rng = torch.Generator().manual_seed(fold_seed(self.seed, epoch))
@@ -211,6 +212,7 @@ class MemoryData:
             yield self._normalized(x, size), self.labels[chosen]
 
     def val_batches(self, start: int = 0, step: int = 1) -> Iterator[Batch]:
+        """Batches of the validation images, as `Data.val_batches`."""
         size = self.val_batch_size
         for k in range(start * size, self.val_n, step * size):
             rows = slice(k, k + size)

@@ -36,6 +36,7 @@ class StreamData:
         self.workers = min(max(1, self.pipeline.workers), train.most_workers)
 
     def train_batches(self, epoch: int, start: int, step: int = 1) -> Iterator[Batch]:
+        """Batches of an epoch, as `Data.train_batches`."""
         processes = self.train.reader.dist_num_replicas
         full, skipped = self.train_n // (self.batch_size * processes), start // processes
         self.train.pictures.set_epoch(epoch)
@@ -48,6 +49,7 @@ class StreamData:
             raise UserError(f'{self.train.name}: {self.train.split} ended after {count} of {full} batches')
 
     def val_batches(self, start: int = 0, step: int = 1) -> Iterator[Batch]:
+        """Batches of the validation images, as `Data.val_batches`."""
         workers = min(self.workers, self.val.most_workers)
         return self._load(self.val, self.pipeline.val, self.val_batch_size, workers)
 
