@@ -33,6 +33,12 @@ from ..files import not_finite, read_json, read_tensors, write_whole
 from .data.labels import label_descriptions
 from .recipe import Recipe, load_recipe
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 RECIPE, CHECKPOINTS, SUMMARY, TIMES = 'recipe.yaml', 'checkpoints', 'summary.csv', 'times.csv'
 BEST, WEIGHTS, RESULT, CURVES = 'best.safetensors', 'model.safetensors', 'result.json', 'curves.png'
 
@@ -200,7 +206,7 @@ _held: set[int] = set()  # the locked folders of this process
 
 
 def _let_go() -> None:
-    """In a forked child: a worker that outlives the run must not keep the lock."""
+    """In a forked child: a worker that outlives a run that was killed must not keep the lock."""
     for number in _held:
         os.close(number)
     _held.clear()
@@ -236,6 +242,9 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
         yield
     finally:
         _held.discard(lock)
+        with suppress(OSError):
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_UN)  # also for a worker that was just forked
         os.close(lock)
         with suppress(OSError):
             for place in made:
@@ -248,9 +257,7 @@ def _cannot_write(folder: Path, error: Exception) -> UserError:
 
 
 def _lock(number: int, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
+    if fcntl is None:
         return
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
