@@ -46,8 +46,18 @@ def plain_copy(model: nn.Module) -> nn.Module:
     module: Any
     for module in copy.modules():
         if parametrize.is_parametrized(module):
+            # A copy shares the class that torch made for the original. Removing a parametrization deletes the
+            # attribute from that class, so the copy needs a class of its own.
+            shared = type(module)
+            own = {k: v for k, v in vars(shared).items() if k not in ('__dict__', '__weakref__')}
+            module.__class__ = type(shared.__name__, shared.__bases__, own)
             for name in list(module.parametrizations):
+                trained = any(p.requires_grad for p in module.parametrizations[name].parameters())
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                if name not in module._parameters:  # several tensors had made it: a plain tensor is left
+                    value = getattr(module, name).detach().clone()
+                    delattr(module, name)
+                    module.register_parameter(name, nn.Parameter(value, requires_grad=trained))
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)
