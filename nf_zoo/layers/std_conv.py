@@ -174,12 +174,11 @@ class WeightNormConv2d(WeightConv2d):
         self.gain = nn.Parameter(self.norm().detach())
 
     def norm(self) -> Tensor:
-        """|v| (out, 1, 1, 1)."""
+        """|v| (out, 1, 1, 1), and 1 where v is zero."""
         return filter_norm(self.weight)
 
     def effective_weight(self) -> Tensor:
-        norm = self.norm()
-        return self.weight * (self.gain / norm.masked_fill(norm == 0, 1.0))
+        return self.weight * (self.gain / self.norm())
 
 
 class WSConv2d(WeightConv2d):
