@@ -9,7 +9,7 @@ from timm.layers import Conv2dSame, ScaledStdConv2d, ScaledStdConv2dSame, StdCon
 from timm.models import FeatureDictNet
 from timm.models.nfnet import NormFreeBlock, NormFreeNet
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -39,6 +39,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
     Raises:
         UserError: a part of a block or of the stem that folding doesn't know, by name.
     """
+    from torch.nn.utils import prune  # timm doesn't load it, and `import nf_zoo` needn't
+
     # A weight that a hook computes is no leaf, and deepcopy refuses it: https://github.com/pytorch/pytorch/issues/28594.
     tensors = (value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor))
     memo = {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf}

@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -112,6 +112,10 @@ def register(
     """
     module = sys.modules[net.__module__]
     default_cfgs: dict[str, DefaultCfg] = module.__dict__.setdefault('default_cfgs', {})
+    pinned: dict[str, list[tuple[str, dict[str, Any]]]] = {}  # name -> tag and entry, the best first
+    for name_tag, entry in index().items():
+        name, _, tag = name_tag.partition('.')
+        pinned.setdefault(name, []).append((tag, entry))
     for name, args in variants.items():
         theirs = (owned or {}).get(name)
         cfgs = theirs.cfgs if theirs else DefaultCfg(tags=deque(['']), cfgs={'': PretrainedCfg(**cfg)})
@@ -120,30 +124,28 @@ def register(
             converted = batch_norm_cfgs(source, first_conv=cfg['first_conv'], classifier=cfg['classifier'])
             cfgs = DefaultCfg(deque(['', *converted]), {**cfgs.cfgs, **converted}, is_pretrained=True)
             converted_tag = next(iter(converted))
-        default_cfgs[name] = _with_index(name, cfgs)
+        default_cfgs[name] = _with_pinned(name, cfgs, pinned.get(name, ()))
         make, filter_fn = partial(net, **args), getattr(net, 'checkpoint_filter', None)
         _builders[name] = _Builder(name, make, filter_fn, theirs, frozenset(cfgs.cfgs), converted_tag)
-        entry = _entry_point(net, _builders[name])
-        setattr(module, name, entry)
+        entry_point = _entry_point(net, _builders[name])
+        setattr(module, name, entry_point)
         with warnings.catch_warnings():
-            # Taking over a name of timm's is what is meant here.
-            warnings.filterwarnings('ignore', message=f'Overwriting {name} in registry')
-            register_model(entry)
-        if weights.package_tag(name) or converted_tag:
+            # Taking over a name of timm's is what is meant here. One pattern for all names is compiled once.
+            warnings.filterwarnings('ignore', message='Overwriting .* in registry')
+            register_model(entry_point)
+        if name in pinned or converted_tag:
             # The bare name loads weights, but timm asks the default cfg, which has none. Its lists keep to tags.
             _registry._model_has_pretrained.add(name)
             _registry._model_with_tags[name].remove(name)
 
 
-def _with_index(name: str, cfgs: DefaultCfg) -> DefaultCfg:
+def _with_pinned(name: str, cfgs: DefaultCfg, pinned: Iterable[tuple[str, dict[str, Any]]]) -> DefaultCfg:
     """``cfgs`` with a tag for each set of weights that the package's index pins. The default cfg stays the default."""
     tags, by_tag, pretrained = deque(cfgs.tags), dict(cfgs.cfgs), cfgs.is_pretrained
-    for name_tag, entry in index().items():
-        architecture, _, tag = name_tag.partition('.')
-        if architecture == name:
-            tags.append(tag)
-            by_tag[tag] = replace(cfgs.default, url=None, hf_hub_id=f'{ORGANIZATION}/{name_tag}', **cfg_of(entry))
-            pretrained = True
+    for tag, entry in pinned:
+        tags.append(tag)
+        by_tag[tag] = replace(cfgs.default, url=None, hf_hub_id=f'{ORGANIZATION}/{name}.{tag}', **cfg_of(entry))
+        pretrained = True
     return DefaultCfg(tags=tags, cfgs=by_tag, is_pretrained=pretrained)
 
 
