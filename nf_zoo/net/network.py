@@ -112,8 +112,9 @@ class ResNet(nn.Module):
         self.final_act = self.make_final(self.num_features, act, **dd)
         self.head = ClassifierHead(self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd)
         self.head_hidden_size = self.head.num_features
-        with torch.no_grad():
-            self.init_weights()
+        if not next(self.parameters()).is_meta:  # nothing to write there, and it would take most of the time
+            with torch.no_grad():
+                self.init_weights()
 
     # ---- what a method may override
 

@@ -120,7 +120,7 @@ def test_script_and_fx_and_copy_agree(name):
 def test_features_are_the_stages(name):
     model = small(name).eval()
     x = images(name)
-    kwargs = dict(depths=[len(s) for s in model.stages])
+    kwargs = dict(depths=[len(s) for s in model.stages], width=0.25)
     features = timm.create_model(name, features_only=True, **kwargs).eval()
     with torch.no_grad():
         maps = features(x)
