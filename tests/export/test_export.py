@@ -104,7 +104,7 @@ def test_onnx_of_features(tmp_path: Path) -> None:
 
 
 def test_the_graph_of_nf_resnet50(tmp_path: Path) -> None:
-    model = build('nf_resnet50', depths=(3, 4, 6, 3))
+    model = build('nf_resnet50', depths=(3, 4, 6, 3), width=0.5)
     path, optimised = tmp_path / 'model.onnx', tmp_path / 'optimised.onnx'
     report = export_onnx(model, path, input_size=(3, 65, 65))  # every pooling meets an odd size
     assert report.nodes <= 125

@@ -102,7 +102,9 @@ def build(name: str, **kwargs: Any) -> nn.Module:
     """A small, narrow model in float64, in general position: of the learned scalars some are 0 or negative."""
     depths = (2, 2, 1) if name.endswith(('20_cifar', '56_cifar')) else (2, 1, 1, 1)
     torch.manual_seed(0)
-    return general(timm.create_model(name, **{'depths': depths, 'width': 0.25, 'num_classes': 5, **kwargs}).double().eval())
+    return general(
+        timm.create_model(name, **{'depths': depths, 'width': 0.25, 'num_classes': 5, **kwargs}).double().eval()
+    )
 
 
 def images(name: str, channels: int = 3) -> Tensor:

@@ -39,8 +39,8 @@ def families() -> list[str]:
 def gradients(
     name: str, state: dict[str, Tensor], folder: Path, batch: int, accumulate: int, processes: Processes
 ) -> Tensor:
-    depths = {'depths': SHALLOW[len(timm.create_model(name, device='meta').stages)]}
-    options = {'model': name, 'model_kwargs': depths, 'batch_size': batch, 'grad_accum_steps': accumulate}
+    size = {'depths': SHALLOW[len(timm.create_model(name, device='meta').stages)], 'width': 0.25}
+    options = {'model': name, 'model_kwargs': size, 'batch_size': batch, 'grad_accum_steps': accumulate}
     run = Run(toy_recipe(folder, **options), folder, lambda line: None, False, (images(),) * 2, processes)
     run.model.load_state_dict(state)  # an initialisation from data depends on the size of its batches
     run.model.train()

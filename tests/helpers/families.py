@@ -45,7 +45,7 @@ def one_per_method() -> tuple[str, ...]:
 
 
 def small(name: str, **kwargs) -> nn.Module:
-    """``name`` with few blocks, a quarter of the channels and ten classes, every parameter away from its initial value."""
+    """``name`` with few blocks, a quarter of the width and ten classes, and no parameter at its initial value."""
     kwargs = {'depths': SHALLOW[_classes_and_stages()[name][1]], 'width': 0.25, 'num_classes': 10, **kwargs}
     model = timm.create_model(name, **kwargs)
     generator = torch.Generator().manual_seed(0)

@@ -55,6 +55,7 @@ out['flipped'] = attempt(lambda: weights.load(NAME, 'toy', place))
 out['old'] = attempt(lambda: hub.fetch(f'{NAME}.toy', f'hf://org@{pin}'))
 cached.resolve().unlink()
 out['mended'] = attempt(lambda: hub.verify(f'{NAME}.toy', hub='hf://org'))
+out['in directory'] = attempt(lambda: hub.publish(make_model(1), sys.argv[1], **facts))
 print(json.dumps(out))
 """
 
@@ -63,7 +64,7 @@ print(json.dumps(out))
 def test_an_organization_on_the_hub(storage: str, tmp_path: Path) -> None:
     with serve(storage=storage, store=tmp_path / 'xet', token=TOKEN) as server:
         env = environment(server, tmp_path / 'hf', HF_TOKEN=TOKEN, NF_ZOO_HUB='hf://org')
-        out = run_child(_CHILD, env)
+        out = run_child(_CHILD, env, str(tmp_path / 'hub'))
     repo = server.repos[f'org/{NAME}.toy']
     assert out['missing'].startswith('UserError: there are no weights') and 'hf://org' in out['missing']
     assert {out[key] for key in ('dry', 'first', 'again', 'replaced', 'branch')} == {
@@ -84,19 +85,9 @@ def test_an_organization_on_the_hub(storage: str, tmp_path: Path) -> None:
     files = repo['main']
     manifest = json.loads(files['manifest.json'])
     assert set(files) == {'.gitattributes', 'README.md', 'config.json', 'manifest.json', 'model.safetensors'}
-    in_directory = run_child(_DIRECTORY, env, str(tmp_path / 'hub'))
-    for name, data in contents_of(Path(in_directory)).items():
+    for name, data in contents_of(Path(out['in directory'])).items():
         assert data == files[name] or (name == 'manifest.json' and json.loads(data) == manifest), name
     large = [name for name, file in repo.commits[repo.branches['main']].items() if file.large]
     assert large == ([] if storage == 'regular' else ['model.safetensors'])
     assert bool(server.count('PUT /lfs')) == (storage == 'lfs')
     assert bool(server.count('xet-write-token')) == (storage == 'xet')
-
-
-_DIRECTORY = """
-import json, sys
-from hubs import make_model
-from nf_zoo import hub
-facts = dict(tag='toy', dataset='toy', metrics={'top1': 50.0, 'n': 4}, classes=['a', 'b', 'c'])
-print(json.dumps(str(hub.publish(make_model(1), sys.argv[1], **facts))))
-"""

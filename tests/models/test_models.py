@@ -18,7 +18,10 @@ per_family = pytest.mark.parametrize('name', NAMES)
 
 
 def test_import_is_silent_and_registers():
-    code = 'import nf_zoo, timm; print(len(nf_zoo.list_models()), timm.is_model("eunnet50"))'
+    code = (
+        'import signal; before = signal.getsignal(2); import nf_zoo, timm; assert signal.getsignal(2) is before; '
+        'print(len(nf_zoo.list_models()), timm.is_model("eunnet50"))'
+    )
     done = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True, check=True)
     count, known = done.stdout.split()
     assert int(count) == len(nf_zoo.list_models()) and known == 'True'
