@@ -49,7 +49,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
     for module in copy.modules():
         if parametrize.is_parametrized(module):
             # A copy shares the class that torch made for the original. Removing a parametrization deletes the
-            # attribute from that class, so the copy needs a class of its own.
+            # attribute from that class, so the copy needs a class of its own:
+            # https://github.com/pytorch/pytorch/pull/80811
             shared = type(module)
             own = {k: v for k, v in vars(shared).items() if k not in ('__dict__', '__weakref__')}
             module.__class__ = type(shared.__name__, shared.__bases__, own)

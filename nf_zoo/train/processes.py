@@ -24,7 +24,8 @@ class Processes:
         self.gpu = device.startswith('cuda') or (device == 'auto' and torch.cuda.is_available())
 
     def __enter__(self) -> 'Processes':
-        # The group is made once, because a second one would find the first one's addresses in torchrun's store.
+        # The group is made once, because a second one would find the first one's addresses in torchrun's store:
+        # https://github.com/pytorch/pytorch/issues/55967
         if self.size > 1 and not distributed.is_initialized():
             # On GPU machines too, numbers on the CPU go through gloo: asking whether to stop then waits for no kernel.
             distributed.init_process_group('cpu:gloo,cuda:nccl' if self.gpu else 'gloo')
