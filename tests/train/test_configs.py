@@ -109,7 +109,8 @@ def test_a_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
     if not recipe.pretrained:
         few: dict[str, Any] = {'layers': [1] * 4}  # timm's own ResNets
         if recipe.model in nf_zoo.list_models():
-            few = {'depths': [1] * len(timm.create_model(recipe.model, device='meta').stages)}
+            stages = len(timm.create_model(recipe.model, device='meta').stages)
+            few = {'depths': [1] * stages, 'width': 0.25}
         options['model_kwargs'] = {**recipe.model_kwargs, **few}
     sets: tuple[Any, Any] = (Pictures(), Pictures())
     if in_memory(recipe.dataset):
