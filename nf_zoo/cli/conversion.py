@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ _COUNTERPARTS = [
     (r'(?:bn|wn)_resnet(20|56|110)_cifar', 'eunnet', r'eunnet\1_cifar'),
 ]
 CALIBRATION_IMAGES = 512
+TRAINING_IMAGES = 20_000  # of a folder, read into memory
 
 
 def _convert(args: argparse.Namespace) -> None:
     import torch
 
     from ..conversion import convert
+    from ..conversion.distillation import distil
     from ..conversion.examples import difference
     from ..errors import UserError
     from ..inference.loading import resolve
@@ -33,8 +36,8 @@ def _convert(args: argparse.Namespace) -> None:
     target_name = counterpart(source.architecture, args.to)
     if args.to == 'eunnet' and not (args.images or args.data_dir):
         raise UserError('--to eunnet needs images: --images DIR, or --data-dir DIR of the data set')
-    if args.steps and (args.to != 'eunnet' or not args.data_dir):
-        raise UserError('--steps N trains an EUNNet on a data set: give --to eunnet and --data-dir DIR')
+    if args.steps and args.to != 'eunnet':
+        raise UserError('--steps N trains a fitted EUNNet: give --to eunnet too')
     model: Any = _with_weights(source.architecture, args.weights) if args.weights else source.load()
     dataset = source.dataset or ''
     kwargs = (source.facts.get('recipe') or {}).get('model_kwargs') or source.facts.get('model_args') or {}
@@ -46,7 +49,8 @@ def _convert(args: argparse.Namespace) -> None:
             rounded = difference([model(images)], [target(images)])
         done = f'largest difference {rounded:.1e} of the largest output, in float32'
     else:
-        images = _images(args.images, model) if args.images else _train_images(dataset, args.data_dir, model)[0]
+        limit = TRAINING_IMAGES if args.steps else CALIBRATION_IMAGES
+        images = _images(args.images, model, limit) if args.images else _train_images(dataset, args.data_dir, model)
         target = convert(model, to='eunnet', images=images[:CALIBRATION_IMAGES])
         fitted: Any = target.calibration
         done = f'{fitted.layers} convolutions fitted on {min(len(images), CALIBRATION_IMAGES)} images'
@@ -58,10 +62,11 @@ def _convert(args: argparse.Namespace) -> None:
         before = evaluate(model, dataset, args.data_dir)
         metrics = evaluate(target, dataset, args.data_dir)
         say(f'top-1 on {dataset}, {before["n"]} images: {before["top1"]:.2f} % -> {metrics["top1"]:.2f} %')
-        if args.steps:
-            _train(target, *_train_images(dataset, args.data_dir, model), args.steps)
+    if args.steps:
+        distil(target, model, images, args.steps, bar=sys.stderr.isatty())
+        if args.data_dir:
             metrics = evaluate(target, dataset, args.data_dir)
-            say(f'after {args.steps} steps of 128 images: {metrics["top1"]:.2f} %')
+            say(f'after {args.steps} steps of training: {metrics["top1"]:.2f} %')
     note = f'Converted from {args.weights or source.where or source.architecture}, which has batch normalization'
     note += (
         '.' if args.to == 'weight_norm' else f', with {CALIBRATION_IMAGES} images; {args.steps or 0} steps of training.'
@@ -127,19 +132,20 @@ def _config(model: Any) -> dict[str, Any]:
     return data_config(model)
 
 
-def _images(folder: str, model: Any) -> Any:
-    """Images of a folder, prepared as for the model."""
+def _images(folder: str, model: Any, limit: int) -> Any:
+    """At most ``limit`` images of a folder in random order, prepared as for the model."""
     import torch
 
     from ..inference.images import image_files, preprocessing, read_image
 
     transform, mode = preprocessing(model)
-    files = image_files(folder, CALIBRATION_IMAGES)
-    return torch.stack([transform(read_image(file, mode)) for file in files])
+    files = image_files(folder, limit)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    return torch.stack([transform(read_image(files[i], mode)) for i in order])
 
 
-def _train_images(dataset: str, data_dir: str, model: Any) -> tuple[Any, Any]:
-    """The training images of a data set in random order, prepared as for the model, and their classes."""
+def _train_images(dataset: str, data_dir: str, model: Any) -> Any:
+    """The training images of a data set in random order, prepared as for the model."""
     import torch
 
     from ..train.data.memory import load_dataset
@@ -148,28 +154,7 @@ def _train_images(dataset: str, data_dir: str, model: Any) -> tuple[Any, Any]:
     found = load_dataset(dataset, data_dir, 'train')
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ('mean', 'std'))
     order = torch.randperm(len(found.images), generator=torch.Generator().manual_seed(0))
-    return (found.images[order] / 255 - mean) / std, found.labels[order]
-
-
-def _train(model: Any, images: Any, labels: Any, steps: int) -> None:
-    """SGD on batches of 128 images, mirrored at random."""
-    import torch
-    from torch.nn import functional as F
-
-    optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-    generator = torch.Generator().manual_seed(0)
-    model.train()
-    for _ in range(steps):
-        index = torch.randint(len(images), (128,), generator=generator)
-        x = images[index]
-        x = x.flip(3) if torch.rand((), generator=generator) < 0.5 else x
-        loss = F.cross_entropy(model(x), labels[index])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    model.eval()
+    return (found.images[order] / 255 - mean) / std
 
 
 def _write(
@@ -205,15 +190,12 @@ def _write(
     write_result(folder, result)
 
 
-LEARNING_RATE = 0.002
-
-
 def _options(add: Add) -> None:
     add('name', metavar='NAME', help="timm's resnet18 to 152 or our bn_resnet*_cifar, NAME or NAME.TAG, or a run")
     add('--weights', metavar='FILE', help='weights of NAME in this .safetensors or .pth file')
     add('--to', choices=('weight_norm', 'eunnet'), default='weight_norm', help='weight_norm (exact) or eunnet (fitted)')
     add('--images', metavar='DIR', help='eunnet: fit on the images of a folder (512 of them)')
-    add('--steps', type=count, metavar='N', help='eunnet: then train N steps of 128 images; needs --data-dir')
+    add('--steps', type=count, metavar='N', help='eunnet: then train N steps of 128 images towards the outputs of NAME')
     add('--data-dir', metavar='DIR', help='folder of the data set; the accuracy before and after is printed')
     add('-o', '--output', required=True, metavar='RUN', help='folder to write, as a training run writes it')
 

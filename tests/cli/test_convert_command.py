@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nf_zoo.cli.main import main
 from nf_zoo.inference.loading import load_model
@@ -45,6 +45,10 @@ def test_weights_of_a_file_and_an_eunnet_fitted_on_a_folder(tmp_path: Path, caps
     assert main([*command, '-o', str(tmp_path / 'wn')]) == 0
     assert main([*command, '--to', 'eunnet', '--images', str(tmp_path / 'images'), '-o', str(tmp_path / 'eun')]) == 0
     assert '19 convolutions fitted on 4 images' in capsys.readouterr().out
+    trained = [*command, '--to', 'eunnet', '--images', str(tmp_path / 'images'), '--steps', '1']
+    assert main([*trained, '-o', str(tmp_path / 'trained')]) == 0
+    before, after = (load_file(tmp_path / name / 'model.safetensors') for name in ('eun', 'trained'))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
     x = torch.randn(2, 3, 32, 32)
     expected = control(x)
     difference = load_model(str(tmp_path / 'wn'))(x) - expected
