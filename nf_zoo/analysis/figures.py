@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError, nearest
+from ..train.curves import COLOURS
 from .figure_nets import (
     DEEP,
     STAGES,
@@ -32,7 +33,7 @@ from .figure_nets import (
     relu_bn,
     without_pooling,
 )
-from .plots import COLOURS, Curve, Panel, draw
+from .plots import Curve, Panel, draw
 from .signal import signal_propagation
 from .verdict import additions
 

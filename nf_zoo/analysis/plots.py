@@ -11,8 +11,6 @@ from ..errors import UserError
 from ..files import write_whole
 from .signal import BlockSignal
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; the brightest, yellow, is left out.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
 LABELS = {
     'squared_mean': 'average channel squared mean',
     'variance': 'average channel variance',

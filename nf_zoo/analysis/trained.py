@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ..block_scalars import DEAD, WEAK, Branch, ResidualWatch, block_scalar, branch_modules, variance
 from ..errors import UserError
-from .plots import COLOURS, new_figure, save
+from ..train.curves import COLOURS
+from .plots import new_figure, save
 
 BINS = 100  # of the histogram of weights
 

@@ -53,9 +53,10 @@ def _signal(args: argparse.Namespace) -> None:
 
 def _networks(args: argparse.Namespace) -> tuple[dict[str, 'Curve'], dict[str, str]]:
     from ..analysis.inputs import noise, open_network, pictures
-    from ..analysis.plots import COLOURS, Curve, Panel, draw
+    from ..analysis.plots import Curve, Panel, draw
     from ..analysis.signal import signal_propagation
     from ..analysis.verdict import expected_variance, verdict
+    from ..train.curves import COLOURS
     from ..train.run_folder import is_run
 
     if args.full:

@@ -10,6 +10,9 @@ from ..errors import extra
 from ..files import write_whole
 from .report import Row
 
+# Okabe and Ito's colours, which colour-blind readers can tell apart; the brightest, yellow, is left out.
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00', '#000000')
+
 
 def draw_run(path: Path, rows: Sequence[Row], title: str) -> None:
     """Draw one run with all its scores. Raises `UserError` without matplotlib."""
@@ -63,7 +66,7 @@ class _Panels:
             lines.append((self.losses, 'eval_loss', 'validation, without averaging', 1, '--'))
             lines.append((self.accuracies, 'eval_top1', 'top-1, without averaging', 1, '--'))
         first = name not in self.colours
-        colour = self.colours.setdefault(name, f'C{len(self.colours)}')
+        colour = self.colours.setdefault(name, COLOURS[len(self.colours) % len(COLOURS)])
         for axes, key, label, factor, style in lines:
             if key not in rows[-1]:
                 continue
@@ -73,6 +76,7 @@ class _Panels:
                 named = first and axes is self.losses
                 options = {'color': colour, 'label': f'{name}: {label} loss' if named else None}
             epochs, values = [row['epoch'] + 1 for row in known], [factor * row[key] for row in known]
+            options.setdefault('color', COLOURS[1 if axes is self.shares else len(axes.lines) % len(COLOURS)])
             axes.plot(epochs, values, style, marker='.' if len(known) < 4 else None, **options)
             if axes is self.shares:
                 axes.set_visible(True)

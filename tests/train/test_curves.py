@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nf_zoo.errors import UserError
-from nf_zoo.train.curves import draw_run, draw_runs
+from nf_zoo.train.curves import COLOURS, draw_run, draw_runs
 
 
 def rows(n: int = 3, **more: float) -> list[dict[str, Any]]:
@@ -35,6 +35,7 @@ def check(figure: Any) -> None:
         assert axes.get_xlabel() == 'epoch' and axes.get_ylabel()
         low, high = axes.get_xlim()
         assert all(float(tick).is_integer() for tick in axes.get_xticks() if low <= tick <= high)
+    assert {line.get_color() for axes in figure.axes for line in axes.lines} <= set(COLOURS)
     panels = [axes.get_window_extent() for axes in figure.axes]
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
     assert legends
