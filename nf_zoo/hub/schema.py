@@ -129,7 +129,7 @@ MANIFEST_KEYS: dict[str, Check] = {
 }
 
 METRICS: dict[str, Check] = {
-    **dict.fromkeys(('top1', 'top5'), _number(0, 100)),  # percent
+    **dict.fromkeys(('top1', 'top5', 'ece'), _number(0, 100)),  # percent
     'loss': _number(0, 1e12),
     'n': _whole(1, 10**12),  # images
 }

@@ -15,7 +15,7 @@ from ..files import write_whole
 from ..folding.network import fold as fold_model
 from ..text import clean, columns
 from ..train.build import open_device
-from ..train.evaluation import accuracies, validation
+from ..train.evaluation import BINS, accuracies, gaps, validation
 from ..train.run_folder import read_recipe
 from .loading import resolve
 
@@ -30,6 +30,7 @@ class Score:
     confusion: Tensor  # (classes, classes) images by true class and prediction
     hits5: int = 0
     loss_sum: float = 0.0
+    gaps: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
     difference: float = 0.0  # largest one of a logit from the model's, relative to its largest logit
     allowed: float = 0.0  # how large that may be
     others: int = 0  # images with another prediction than the model's
@@ -42,6 +43,7 @@ class Score:
             labels * len(self.confusion) + answers, minlength=self.confusion.numel()
         ).view_as(self.confusion)
         self.hits5 += int((logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]).sum())
+        self.gaps += gaps(logits, labels).cpu()
         self.loss_sum += float(F.cross_entropy(logits.double(), labels, reduction='sum'))
 
     @property
@@ -50,8 +52,9 @@ class Score:
         return int(self.confusion.sum())
 
     def metrics(self) -> dict[str, float]:
-        """top1 and top5 in percent, mean cross-entropy loss, and n."""
-        return accuracies(int(self.confusion.diagonal().sum()), self.hits5, self.loss_sum, self.n)
+        """top1 and top5 in percent, mean cross-entropy loss, calibration error ``ece`` in percent, and n."""
+        hits = int(self.confusion.diagonal().sum())
+        return accuracies(hits, self.hits5, self.loss_sum, *self.gaps.tolist(), self.n)
 
     def by_class(self) -> list[dict[str, Any]]:
         """For each class: its name, images, top1 in percent, and the wrong answer given most often with its images."""
@@ -80,6 +83,7 @@ class EvaluateReport:
         correct = int(self.own.confusion.diagonal().sum())
         top1 = f'top-1 {found["top1"]:.2f} % ({correct} of {found["n"]})'
         lines = [f'{self.name} on {self.dataset}: {top1}, top-5 {found["top5"]:.2f} %, loss {found["loss"]:.4f}']
+        lines[0] += f', calibration error {found["ece"]:.2f} %'
         for name, form in self.forms.items():
             top1 = f'top-1 {form.metrics()["top1"]:.2f} %, {form.others} other predictions'
             lines.append(

@@ -234,7 +234,7 @@ class Run:
             x, _ = next(iter(self._laid_out(self.data.val_batches())))
             raise self.no_number('the validation loss', layer_of_the_output(self.model.eval(), x))
         for name, found in scores.items():
-            row.update({f'{name}_{key}': found[key] for key in ('loss', 'top1', 'top5')})
+            row.update({f'{name}_{key}': found[key] for key in ('loss', 'top1', 'top5', 'ece')})
         average = self.ema.module if self.ema else self.model
         self.record.keep_the_best(int(row['epoch']), scores['ema' if self.ema else 'eval'], average)
         top1 = ', EMA '.join(f'{found["top1"]:.2f} %' for found in scores.values())
@@ -364,7 +364,11 @@ class Run:
             std=list(self.config['std']),
             interpolation=self.config['interpolation'],
             crop_pct=self.config['crop_pct'],
-            metrics={**{key: last[f'{kind}_{key}'] for key in ('top1', 'top5', 'loss')}, 'n': self.scored},
+            metrics={
+                # A finished run of an older version has no `ece`.
+                **{key: last[f'{kind}_{key}'] for key in ('top1', 'top5', 'loss', 'ece') if f'{kind}_{key}' in last},
+                'n': self.scored,
+            },
             best=record.best,
             changes=record.changes,
             train_n=self.data.train_n,

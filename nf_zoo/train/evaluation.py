@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UserError
@@ -17,32 +17,57 @@ from .data.stream import StreamData
 from .data.timm_sets import StreamSet, open_named, picture_mode
 from .recipe import Recipe
 
+BINS = 15  # of the calibration error
 # The keys of a recipe that say how validation images are read.
 READING = ('val_split', 'val_num_samples', 'input_key', 'target_key')
 
 
 @torch.inference_mode()
 def totals(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
-    """Count the correct top-1 and top-5 predictions, sum the cross-entropy, and count the images, for `accuracies`.
+    """Count the correct top-1 and top-5 predictions, sum the cross-entropy and the `gaps`, and count the images.
+
+    For `accuracies`.
 
     The model's mode is left as it was.
     """
     was_training = model.training
     model.eval()
-    sums, n = torch.zeros(3, dtype=torch.float64), 0
+    sums, n = torch.zeros(3 + BINS, dtype=torch.float64), 0
     for x, y in batches:
         logits = model(x).float()
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
         loss = F.cross_entropy(logits, y, reduction='sum')
-        sums = sums.to(x.device) + torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
+        counts = torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])
+        sums = sums.to(x.device) + torch.cat([counts, gaps(logits, y)])
         n += len(y)
     model.train(was_training)
     return (*sums.tolist(), n)
 
 
-def accuracies(top1: float, top5: float, loss: float, n: float) -> dict[str, float]:
-    """From the `totals`: top1 and top5 in percent, the mean cross-entropy ``loss``, and the number of images ``n``."""
-    return {'top1': 100 * top1 / n, 'top5': 100 * top5 / n, 'loss': loss / n, 'n': int(n)}
+def gaps(logits: Tensor, labels: Tensor) -> Tensor:
+    """How far confidence exceeds accuracy: the sum of (probability of the answer) - (1 if it is right), in each bin.
+
+    Args:
+        logits: (N, classes).
+        labels: True classes, (N,).
+
+    Returns:
+        (BINS,) in float64. The bins are equal parts of the probabilities from 0 to 1.
+    """
+    confidence, answers = logits.double().softmax(1).max(1)
+    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    return logits.new_zeros(BINS, dtype=torch.float64).index_add(0, bins, confidence - (answers == labels).double())
+
+
+def accuracies(top1: float, top5: float, loss: float, *rest: float) -> dict[str, float]:
+    """From the `totals`: top1, top5 and ece in percent, the mean cross-entropy ``loss``, the number of images ``n``.
+
+    ece is the expected calibration error (Guo, Pleiss, Sun, Weinberger: "On calibration of modern neural networks",
+    ICML 2017, section 2): the mean distance of confidence from accuracy over the bins, weighted by their images.
+    """
+    *gaps, n = rest
+    ece = 100 * sum(map(abs, gaps)) / n
+    return {'top1': 100 * top1 / n, 'top5': 100 * top5 / n, 'loss': loss / n, 'ece': ece, 'n': int(n)}
 
 
 def evaluate(
@@ -57,8 +82,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Score ``model`` on the validation split of a data set, as its cfg says.
 
-    Returns top1 and top5 in percent, the mean cross-entropy ``loss`` and the number of images ``n``. The model stays
-    where it is unless ``device`` is given. Raises `UserError` as `validation` does.
+    Returns what `accuracies` returns. The model stays where it is unless ``device`` is given. Raises `UserError` as
+    `validation` does.
     """
     options: dict[str, Any] = dict(batch_size=batch_size, device=device, download=download, recipe=recipe)
     batches, _ = validation(model, dataset, data_dir, **options)

@@ -56,7 +56,7 @@ class Result:
     std: list[float]
     interpolation: str
     crop_pct: float
-    metrics: Mapping[str, float]  # top1 and top5 in percent, loss, n images
+    metrics: Mapping[str, float]  # top1, top5 and ece in percent, loss, n images
     sha256: str  # of model.safetensors
     bytes: int
     best: Mapping[str, float] = field(default_factory=dict)  # epoch (from 0), top1, top5, loss

@@ -43,6 +43,14 @@ def test_the_confusion_of_a_score_holds_every_image_once(data: st.DataObject, n:
     assert metrics['n'] == n
     assert metrics['top1'] == pytest.approx(100 * float((logits.argmax(1) == labels).double().mean()))
     assert metrics['loss'] == pytest.approx(float(torch.nn.functional.cross_entropy(logits.double(), labels)))
+    confidence, answers = logits.double().softmax(1).max(1)
+    error = 0.0
+    for i in range(15):
+        inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        if inside.any():
+            accuracy = (answers == labels)[inside].double().mean()
+            error += inside.double().mean().item() * abs(confidence[inside].mean() - accuracy).item()
+    assert metrics['ece'] == pytest.approx(100 * error)
     rows = found.by_class()
     assert [row['n'] for row in rows] == labels.bincount(minlength=classes).tolist()
     assert sum(row['n'] * (row['top1'] or 0) for row in rows) == pytest.approx(n * metrics['top1'])
