@@ -34,6 +34,7 @@ class HubRow:
     published: str = ''  # the day, in UTC
     error: str = ''
     license: str = ''
+    parameters: int | None = None
 
 
 def list_hub(hub: str | Path) -> list[HubRow]:
@@ -64,6 +65,7 @@ def list_hub(hub: str | Path) -> list[HubRow]:
                 manifest['sha256'],
                 clean(manifest.get('published') or '')[:10],
                 license=clean(manifest['license']),
+                parameters=manifest.get('parameters'),
             )
         )
     return rows
@@ -119,8 +121,9 @@ def as_html(rows: Sequence[HubRow], hub: str | Path, page: Path | None = None) -
         'digest': digest,
         'hub': html.escape(clean(shown)),
         'variable': html.escape(clean(f'NF_ZOO_HUB={shlex.quote(shown)}')),
+        'option': html.escape(clean(f'--hub {shlex.quote(shown)}')),
         'count': str(len(rows)),
-        'rows': '\n'.join(_html_row(row, clean(shown), links) for row in rows),
+        'rows': '\n'.join(_html_row(row, links) for row in rows),
     }.items():
         html_template = html_template.replace(f'<!--{mark}-->', text)
     return html_template
@@ -131,23 +134,23 @@ def percent(value: float | None) -> str:
     return '' if value is None else f'{value:.2f}'
 
 
-def _html_row(row: HubRow, hub: str, links: str) -> str:
+def _html_row(row: HubRow, links: str) -> str:
     name = html.escape(row.name)
     if row.error:
-        error = f'<td colspan="7">{html.escape(row.error)}</td>'
+        error = f'<td colspan="8">{html.escape(row.error)}</td>'
         return f'<tr class="error"><th scope="row">{name}</th>{_cell(row.tag)}{error}</tr>'
     name_tag = f'{row.name}.{row.tag}'
-    command = f'nf-zoo fetch {name_tag} --hub {shlex.quote(hub)}'
     cells = [
         f'<th scope="row"><a href="{html.escape(links.format(name_tag))}">{name}</a></th>',
         _cell(row.tag),
         _cell(row.dataset),
         _cell(percent(row.top1), row.top1),
+        _cell('' if row.parameters is None else f'{row.parameters:,}', row.parameters),
         _cell(megabytes(row.bytes or 0), row.bytes),
         f'<td><code class="short" title="{row.sha256}">{row.sha256}</code></td>',
         _cell(row.published),
         _cell(row.license),
-        f'<td><code>{html.escape(command)}</code></td>',
+        f'<td><code>{html.escape(f"timm.create_model({name_tag!r}, pretrained=True)")}</code></td>',
     ]
     return f'<tr>{"".join(cells)}</tr>'
 

@@ -1,6 +1,7 @@
 """The table of a hub: in the terminal, as CSV, and as a page in a browser."""
 
 import csv
+import html
 import io
 import json
 import re
@@ -54,6 +55,7 @@ def test_rows_say_what_the_manifests_say(shared: Path) -> None:
             *(manifest['dataset'], manifest['metrics'].get('top1'), manifest['bytes'], manifest['sha256']),
             manifest['published'],
             license='apache-2.0',
+            parameters=manifest['parameters'],
         )
     assert rows['damaged'].error and rows['damaged'].sha256 == ''
     with pytest.raises(UserError):
@@ -98,7 +100,9 @@ def test_the_page_is_complete_and_escapes_everything(shared: Path) -> None:
     cards = [attrs['href'] for tag, attrs in tags.found if tag == 'a']
     assert cards == [f'./{NAME}.{tag}/README.md' for tag in ('a', 'b', 'c', 'hostile')]
     assert str(shared) not in page and f'<h1>Weights in {shared.name}' in page  # no path of this machine
-    assert page.count(f'nf-zoo fetch {NAME}.a --hub {shared.name}') == 1 and ' kB</td>' in page and 'apache-2.0' in page
+    assert page.count(html.escape(f"timm.create_model('{NAME}.a', pretrained=True)")) == 1
+    assert f'--hub {shared.name}<' in page and ' kB</td>' in page and 'apache-2.0' in page
+    assert f'{list_hub(shared)[0].parameters:,}</td>' in page
     assert '<!--' not in page and all(row.sha256 in page for row in list_hub(shared))
 
 
@@ -169,7 +173,7 @@ def test_the_page_in_chromium(shared: Path, tmp_path: Path) -> None:
         assert page.run('document.querySelector("[aria-sort]").textContent') == 'Top-1 %'
         page.click(head(4))
         assert set(page.run(column)[:2]) == {'a', 'hostile'} and page.run(column)[2] == 'b'
-        page.click(head(5))  # bytes: 16 bits are smaller
+        page.click(head(6))  # bytes: 16 bits are smaller
         assert page.run(column)[3] == 'b'
         page.click(head(2))
         assert page.run(column) == sorted(row.tag for row in rows)
