@@ -6,5 +6,6 @@ export const launch = () =>
   chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
     args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking']
-      .concat(['--disable-component-update', '--disable-sync']),
+      .concat(['--disable-component-update', '--disable-sync'])
+      .concat(['--use-fake-device-for-media-stream', '--use-fake-ui-for-media-stream']), // a camera that shows a test picture
   });

@@ -29,8 +29,13 @@ async function classify() {
   try {
     const { facts, run } = await (networks[name] ??= load(name));
     const [channels, height, width] = facts.inputSize;
-    $('drawing').hidden = !knowsDigits(facts);
+    const digits = knowsDigits(facts);
+    $('drawing').hidden = !digits;
+    $('camera').hidden = digits || !navigator.mediaDevices?.getUserMedia;
+    $('choose').textContent = digits ? 'Choose an image' : 'Choose a photograph';
     $('about').textContent = `${facts.model}, ${width} × ${height} pixels, ${channels === 1 ? 'grey' : 'colour'}`;
+    $('knows').textContent = known(facts);
+    $('knows').hidden = false;
     if (!image || mine !== turn) return;
     const input = prepare(image, facts);
     const start = performance.now();
@@ -46,6 +51,14 @@ async function classify() {
 /** Whether a drawn digit means anything to the network: ten classes whose names, if it has any, end in a digit. */
 const knowsDigits = ({ classNames, numClasses }) =>
   classNames ? classNames.length === 10 && classNames.every((name) => /^\D*\d$/.test(name)) : numClasses === 10;
+
+/** What the network can answer, in a sentence. */
+function known({ classNames, numClasses }) {
+  const some = classNames?.slice(0, 12).join(', ');
+  const more = classNames?.length > 12 ? `, and ${classNames.length - 12} more` : '';
+  const names = some ? `: ${some}${more}` : ', whose names are not in its file';
+  return `It knows ${classNames?.length ?? numClasses} classes${names}. Whatever an image shows, it answers with one of them.`;
+}
 
 function show(answer, status) {
   $('status').textContent = status;
@@ -91,6 +104,35 @@ for (const type of ['dragover', 'dragleave', 'drop']) {
     open(event.dataTransfer.files[0]);
   });
 }
+
+// The camera: the first press shows what it sees, the second one takes the picture
+
+let stream = null;
+
+async function shoot() {
+  if (!stream) {
+    try {
+      stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: 'environment' } });
+    } catch (error) {
+      return show([], `The camera can't be used: ${error.message}`);
+    }
+    Object.assign($('video'), { srcObject: stream, hidden: false });
+    await $('video').play();
+    $('shoot').textContent = 'Take the picture';
+    return;
+  }
+  const { videoWidth, videoHeight } = $('video');
+  const frame = new OffscreenCanvas(videoWidth, videoHeight);
+  frame.getContext('2d').drawImage($('video'), 0, 0);
+  for (const track of stream.getTracks()) track.stop();
+  stream = null;
+  Object.assign($('video'), { srcObject: null, hidden: true });
+  $('shoot').textContent = 'Use the camera';
+  $('file').value = '';
+  await open(new File([await frame.convertToBlob()], 'camera', { type: 'image/png' }));
+}
+
+$('shoot').addEventListener('click', shoot);
 
 // A drawing: white on black, as scans of digits are
 

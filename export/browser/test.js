@@ -1,5 +1,6 @@
 // Uses the page in headless Chromium as people do: node test.js URL FOLDER image.png ...
-// Prints the page's predictions as JSON, and leaves the drawings and screenshots in FOLDER.
+// Prints the page's predictions as JSON, and leaves the drawings and screenshots in FOLDER. What the page offers depends on the
+// network: drawing for digits, the camera for others.
 
 import { readFile, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
@@ -43,14 +44,16 @@ async function check(page, name) {
   await page.evaluate(axe.source);
   const { violations } = await page.evaluate(() => window.axe.run());
   problems.push(...violations.map(({ id, help, nodes }) => `${name}: ${id}, ${help}: ${nodes[0].html}`));
-  const wide = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-  if (wide > 0) problems.push(`${name}: ${wide} pixels wider than the screen`);
+  const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+  if (over > 0) problems.push(`${name}: ${over} pixels wider than the screen`);
 }
 
+const wide = { viewport: { width: 1280, height: 800 } };
+const narrow = { viewport: { width: 390, height: 844 }, hasTouch: true, isMobile: true, deviceScaleFactor: 2, colorScheme: 'dark' };
 const found = { files: { folded: [], unfolded: [] }, drawings: [] };
 
-// Desktop: files by the button and dropped, both networks, a digit by mouse and one by keyboard.
-const page = await open({ viewport: { width: 1280, height: 800 } });
+// Desktop: files by the button and dropped, both networks.
+const page = await open(wide);
 for (const image of images) {
   await page.getByLabel('Drop an image here').setInputFiles(image);
   for (const [network, label] of [['folded', 'Folded'], ['unfolded', 'Not folded']]) {
@@ -73,38 +76,70 @@ await check(page, 'desktop');
 await page.getByLabel('Drop an image here').setInputFiles({ name: 'note.txt', mimeType: 'text/plain', buffer: Buffer.from('no') });
 await page.getByText('note.txt is no image').waitFor();
 
-const { x, y, width, height } = await page.getByLabel('Drawing area').boundingBox();
-const seven = [[0.2, 0.15], [0.8, 0.15], [0.4, 0.9]].map(([u, v]) => [x + u * width, y + v * height]);
-await page.mouse.move(...seven[0]);
-await page.mouse.down();
-for (const point of seven.slice(1)) await page.mouse.move(...point, { steps: 10 });
-await page.mouse.up();
-found.drawings.push(await drawing(page, 'mouse'));
-await page.getByRole('button', { name: 'Clear' }).press('Enter');
-await page.getByLabel('Drop an image here').setInputFiles(images[0]);
-await answer(page, basename(images[0]), 'folded');
+/** A digit by mouse, and one by keyboard. */
+async function draw() {
+  const { x, y, width, height } = await page.getByLabel('Drawing area').boundingBox();
+  const seven = [[0.2, 0.15], [0.8, 0.15], [0.4, 0.9]].map(([u, v]) => [x + u * width, y + v * height]);
+  await page.mouse.move(...seven[0]);
+  await page.mouse.down();
+  for (const point of seven.slice(1)) await page.mouse.move(...point, { steps: 10 });
+  await page.mouse.up();
+  found.drawings.push(await drawing(page, 'mouse'));
+  await page.getByRole('button', { name: 'Clear' }).press('Enter');
+  await page.getByLabel('Drop an image here').setInputFiles(images[0]);
+  await answer(page, basename(images[0]), 'folded');
 
-await page.getByLabel('Drawing area').focus();
-const keys = { ArrowUp: 7, Space: 1, ArrowDown: 14 }; // up without ink, pen down, a stroke from top to bottom, pen up
-for (const [key, times] of [...Object.entries(keys), ['Space', 1]]) {
-  for (let i = 0; i < times; i++) await page.keyboard.press(key);
+  await page.getByLabel('Drawing area').focus();
+  const keys = { ArrowUp: 7, Space: 1, ArrowDown: 14 }; // up without ink, pen down, a stroke from top to bottom, pen up
+  for (const [key, times] of [...Object.entries(keys), ['Space', 1]]) {
+    for (let i = 0; i < times; i++) await page.keyboard.press(key);
+  }
+  found.drawings.push(await drawing(page, 'keyboard'));
 }
-found.drawings.push(await drawing(page, 'keyboard'));
 
-// A phone: a digit by finger.
-const phone = await open({ viewport: { width: 360, height: 740 }, hasTouch: true, isMobile: true, deviceScaleFactor: 2 });
-await phone.getByLabel('Drawing area').scrollIntoViewIfNeeded();
-const box = await phone.getByLabel('Drawing area').boundingBox();
-const devtools = await phone.context().newCDPSession(phone);
-const touch = (type, ...points) =>
-  devtools.send('Input.dispatchTouchEvent', {
-    type,
-    touchPoints: points.map(([u, v]) => ({ x: box.x + u * box.width, y: box.y + v * box.height })),
-  });
-await touch('touchStart', [0.5, 0.15]);
-for (let i = 1; i <= 10; i++) await touch('touchMove', [0.5, 0.15 + 0.07 * i]);
-await touch('touchEnd');
-found.drawings.push(await drawing(phone, 'finger'));
+/** A digit by finger. */
+async function finger(phone) {
+  await phone.getByLabel('Drawing area').scrollIntoViewIfNeeded();
+  const box = await phone.getByLabel('Drawing area').boundingBox();
+  const devtools = await phone.context().newCDPSession(phone);
+  const touch = (type, ...points) =>
+    devtools.send('Input.dispatchTouchEvent', {
+      type,
+      touchPoints: points.map(([u, v]) => ({ x: box.x + u * box.width, y: box.y + v * box.height })),
+    });
+  await touch('touchStart', [0.5, 0.15]);
+  for (let i = 1; i <= 10; i++) await touch('touchMove', [0.5, 0.15 + 0.07 * i]);
+  await touch('touchEnd');
+  found.drawings.push(await drawing(phone, 'finger'));
+}
+
+/** A picture of the camera: what it sees, then the answer. */
+async function photograph(page) {
+  await page.getByRole('button', { name: 'Use the camera' }).press('Enter');
+  await page.getByRole('button', { name: 'Take the picture' }).waitFor();
+  await page.getByLabel('What the camera sees').waitFor();
+  await check(page, 'camera');
+  await page.getByRole('button', { name: 'Take the picture' }).press('Enter');
+  return answer(page, 'camera', 'folded');
+}
+
+const digits = await page.getByLabel('Drawing area').isVisible();
+found.knows = await page.getByText(/^It knows /).textContent();
+await page.getByText('What is folded?').press('Enter');
+await page.getByText('has become part of its weights').waitFor();
+if (digits) await draw();
+else found.camera = await photograph(page);
+
+const phone = await open(narrow);
+await phone.getByText(/^It knows /).waitFor();
+if (digits) await finger(phone);
+else {
+  await phone.getByLabel('Drop an image here').setInputFiles(images[0]);
+  await answer(phone, basename(images[0]), 'folded');
+}
+await phone.evaluate(() => window.scrollTo(0, 0));
+const { y: top, height: tall } = await phone.locator('#results').boundingBox();
+if (top + tall > 844) problems.push(`phone: the answer ends at ${top + tall} of 844 pixels`);
 await check(phone, 'phone');
 
 await browser.close();

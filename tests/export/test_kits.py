@@ -338,33 +338,36 @@ def test_facts_that_cannot_be_used(node_kit: Any, changed: dict[str, Any], messa
     assert message in one_line([*node_kit[0], path, tmp_path / 'x.png'])
 
 
-@pytest.fixture
-def page(models: Any, tmp_path: Path) -> Iterator[str]:
-    """The browser kit's address, served as its README says, with the digits' network folded and not folded."""
+@pytest.fixture(params=['digits', 'nf_resnet20_cifar.cifar10'])
+def page(request: pytest.FixtureRequest, models: Any, tmp_path: Path) -> Iterator[tuple[str, str]]:
+    """A network, and the browser kit's address with it, folded and not folded, served as its README says."""
     if not all(map(shutil.which, ('node', 'chromium'))) or not (KITS / 'browser' / 'node_modules').is_dir():
         pytest.skip("Node, Chromium or the page's packages are missing: make kit-test installs them")
     site = tmp_path / 'site'
     site.mkdir()
-    nf_zoo.export_onnx(models('digits'), site / 'folded.onnx')
-    nf_zoo.export_onnx(models('digits'), site / 'unfolded.onnx', fold=False)
+    nf_zoo.export_onnx(models(request.param), site / 'folded.onnx')
+    nf_zoo.export_onnx(models(request.param), site / 'unfolded.onnx', fold=False)
     with served(site) as address:
-        yield address
+        yield request.param, address
 
 
-def test_the_page_in_a_browser(page: str, models: Any, images: list[Path], tmp_path: Path) -> None:
-    """Files, drawings by mouse, keyboard and finger; nothing from elsewhere, and nothing wrong for axe or a phone."""
+def test_the_page_in_a_browser(page: tuple[str, str], models: Any, images: list[Path], tmp_path: Path) -> None:
+    """Files, drawings by mouse, keyboard and finger or the camera; nothing from elsewhere, no finding of axe."""
+    network, address = page
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
     pixels[..., 3] = pixels[..., 3] // 128 * 255
     Image.fromarray(pixels).save(tmp_path / 'clear.png')
     images = [*images, tmp_path / 'clear.png', photograph(tmp_path)]
-    command = [shutil.which('node'), KITS / 'browser' / 'test.js', page, tmp_path, *images]
+    command = [shutil.which('node'), KITS / 'browser' / 'test.js', address, tmp_path, *images]
     run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert not found['problems']
-    model = models('digits')
-    for network in ('folded', 'unfolded'):
-        agree(model, images, found['files'][network])
+    model = models(network)
+    assert all(name in found['knows'] for name in class_names(model))
+    assert (len(found['drawings']), 'camera' in found) == ((3, False) if network == 'digits' else (0, True))
+    for form in ('folded', 'unfolded'):
+        agree(model, images, found['files'][form])
     agree(model, images[:1], [found['dropped']])
     for name, answer in found['drawings']:
         ink = np.asarray(Image.open(tmp_path / name).convert('L'), float)
