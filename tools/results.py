@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / 'results' / 'runs.csv'
 COLUMNS = ['model', 'top1', 'top5', 'param_count', 'img_size', 'recipe', 'sha256']  # timm's, and the last two
 RUN_COLUMNS = ['recipe', 'seed', 'top1', 'top5', 'loss', 'n', 'epochs', 'minutes', 'hardware', 'sha256']
+BEST = 3  # of a data set, in README.md
 # A table's name, and for that of seeds its recipes.
 MARKED = re.compile(r'(<!-- make results: (\w+)([^\n]*) -->\n).*?(<!-- end -->)', re.DOTALL)
 
@@ -101,10 +102,11 @@ def files() -> dict[Path, str]:
         '| name | top-1 | top-5 | images | parameters | multiply-adds | epochs | recipe |',
         '|---|---|---|---|---|---|---|---|',
     ]
+    best = ['| name | top-1 | top-5 | parameters | multiply-adds |', '|---|---|---|---|---|']
     published = ['| run | top-1 | loss | n | seed | epochs | time | hardware |', '|---|---|---|---|---|---|---|---|']
     for dataset, table in sorted(rows().items(), reverse=True):  # photographs first
         texts[ROOT / 'results' / f'{dataset}.csv'] = _csv(table, COLUMNS)
-        for row in table:
+        for place, row in enumerate(table):
             manifest = row['manifest']
             size = facts(row['model'])  # of these weights: their classes, their pixels
             weights.append(
@@ -112,13 +114,17 @@ def files() -> dict[Path, str]:
                 f'| {size.parameters:,} | {size.macs:,} '
                 f'| {manifest["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
             )
+            if place < BEST:
+                best.append(
+                    f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size.parameters:,} | {size.macs:,} |'
+                )
             metrics = manifest['metrics']
             published.append(
                 f'| `{row["model"]}` | {row["top1"]} % | {metrics["loss"]:.3f} | {metrics["n"]:,} '
                 f'| {manifest["seed"]} | {manifest["epochs"]} | {_minutes(manifest["seconds"])} min '
                 f'| {manifest["hardware"]} |'
             )
-    tables = {'weights': weights, 'published': published, 'runs': _runs()}
+    tables = {'weights': weights, 'best': best, 'published': published, 'runs': _runs()}
 
     def table_of(mark: re.Match[str]) -> str:
         start, name, recipes, end = mark.groups()

@@ -3,6 +3,7 @@
 import ast
 import fnmatch
 import inspect
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from PIL import Image
 
 import nf_zoo
 from nf_zoo.analysis.catalogue import SIZES_FILE
@@ -26,7 +28,10 @@ from nf_zoo.train import recipes
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / 'nf_zoo').rglob('*.py'))
 EXTRAS = {'onnx', 'onnxscript', 'onnxruntime', 'matplotlib', 'tensorboard', 'sklearn'}
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
+DOCUMENTS = [
+    ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'CHANGELOG', 'RESULTS', 'SECURITY', 'docs/methods')
+]
+METHODS = DOCUMENTS[-1]
 
 
 def python(code: str, *options: str, cwd: Path = ROOT, **env: str) -> str:
@@ -173,9 +178,10 @@ def test_hubconf_has_our_names_and_no_others(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_documents_commands_parse() -> None:
     """Every nf-zoo command in the documents; those that name a recipe name one that is there."""
-    lines = [line for path in DOCUMENTS for line in path.read_text(encoding='utf-8').splitlines()]
+    documents = {*DOCUMENTS, *(ROOT / 'docs').rglob('*.md')}
+    lines = [line for path in sorted(documents) for line in path.read_text(encoding='utf-8').splitlines()]
     commands = [shlex.split(line, comments=True) for line in lines if line.strip().startswith('nf-zoo ')]
-    assert len(commands) >= 5
+    assert len(commands) >= 40
     for _, command, *rest in commands:
         if command == 'train':
             found = train_command._parser().parse_args(rest)
@@ -184,28 +190,62 @@ def test_the_documents_commands_parse() -> None:
             assert cli.parser().parse_args([command, *rest]).command == command
 
 
-def test_the_readmes_python_runs() -> None:
+def test_the_readme_is_short_and_every_block_of_it_runs(tmp_path: Path) -> None:
+    """On eight small pictures, with a small network in the place of eunnet50.
+
+    The first block needs the Hub: tests/conversion/test_pretrained.py runs it.
+    """
     text = (ROOT / 'README.md').read_text(encoding='utf-8')
-    first, *blocks = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-    assert 'a1_in1k' in first  # from the Hub: tests/conversion/test_pretrained.py runs it
-    assert len(blocks) >= 4
-    python('\n'.join(blocks))
+    assert len(text.splitlines()) < 150
+    text = text.replace('eunnet50', 'eunnet20_cifar')
+    blocks = re.findall(r'```(\w+)\n(.*?)```', text, re.DOTALL)
+    assert 'a1_in1k' in blocks[0][1] and {kind for kind, _ in blocks} == {'python', 'shell'}
+    for split, name in itertools.product(('train', 'validation'), ('cat', 'dog')):
+        folder = tmp_path / 'pictures' / split / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            Image.effect_noise((40, 30), 40 + 40 * i).convert('RGB').save(folder / f'{i}.jpg')
+    shutil.copy(folder / '0.jpg', tmp_path / 'some-picture.jpg')
+    shutil.copy(ROOT / 'hubconf.py', tmp_path)
+    code = []
+    for kind, block in blocks[1:]:
+        for line in [block] if kind == 'python' else block.splitlines():
+            command = shlex.split(line, comments=True)
+            if kind == 'python':
+                code.append(line)
+            elif command[0] == 'export':
+                code.append(f'os.environ.update([{command[1].split("=")}])')
+            else:
+                assert command[0] == 'nf-zoo', line
+                short = ['--epochs', '1', '--warmup-epochs', '0', '--batch-size', '2'] if command[1] == 'train' else []
+                code.append(f'assert main({command[1:] + short}) in (None, 0)')
+    said = python(
+        '\n'.join(['import os', 'from nf_zoo.cli.main import main', *code]), cwd=tmp_path, PYTHONPATH=str(ROOT)
+    )
+    assert 'verified' in said and (tmp_path / 'eunnet20_cifar.onnx').exists()
 
 
 def test_the_documents_names_and_links_exist() -> None:
-    readme = (ROOT / 'README.md').read_text(encoding='utf-8')
-    models = readme.partition('## Models')[2].partition('\n## ')[0]
+    models = METHODS.read_text(encoding='utf-8').partition('\n## ')[0]
     names = set(nf_zoo.list_models())
     assert {name for name in re.findall(r'`(\w*[a-z]\w*\d\w*)`', models)} <= names
     for name in names:
         assert f'`{re.split(r"[0-9]", name)[0]}' in models, name
     for path in DOCUMENTS:
-        for link in re.findall(r'\]\((?!https?:)([^)#]+)', path.read_text(encoding='utf-8')):
-            assert (ROOT / link).exists(), link
+        for link, anchor in re.findall(r'\]\((?!https?:)([^)#]*)#?([^)]*)\)', path.read_text(encoding='utf-8')):
+            target = path.parent / link if link else path
+            assert target.exists(), (path.name, link)
+            assert not anchor or anchor in anchors(target), (path.name, link, anchor)
+
+
+def anchors(document: Path) -> set[str]:
+    """Of a document's headings, as GitHub makes them."""
+    heads = re.findall(r'^#+ (.*)$', document.read_text(encoding='utf-8'), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads}
 
 
 def test_the_documents_counts_are_those_of_the_models() -> None:
-    table = (ROOT / 'README.md').read_text(encoding='utf-8').partition('at 50 layers |')[2].partition('\n\n')[0]
+    table = METHODS.read_text(encoding='utf-8').partition('at 50 layers |')[2].partition('\n\n')[0]
     counts = [int(re.sub(r'\D', '', row.split('|')[-2].rpartition(':')[2])) for row in table.splitlines()[2:]]
     names = 'eunnet50 nf_resnet50 nf_regnet_b1 dm_nf_resnet50 fixup_resnet50 skipinit_resnet50 rescalenet50'.split()
     names += 'idshort_resnet50 learnscalar_resnet50 convshort_resnet50 wn_resnet50'.split()
