@@ -8,9 +8,12 @@ Equations become MathML while the site is built: a browser shows it without a sc
 """
 
 import argparse
+import contextlib
 import html
 import importlib
+import io
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,12 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from nf_zoo.analysis.catalogue import rows
+from nf_zoo.analysis.catalogue import ModelRow, recipe_rows, rows
 from nf_zoo.cli import train
+from nf_zoo.cli.main import main as nf_zoo_command
 from nf_zoo.cli.main import parser
+from nf_zoo.hub.index import index
+from nf_zoo.text import megabytes
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
@@ -37,6 +43,20 @@ METHODS = {
     'weight_norm': 'Weight normalization',
     'bn_resnet': 'The controls',
 }
+# Names whose signal a method's page shows, the newest form of the method first.
+SIGNALS = {
+    'eunnet': ['eunnet50'],
+    'nf_resnet': ['nf_resnet50'],
+    'nf_regnet': ['nf_regnet_b0'],
+    'dm_nf_resnet': ['dm_nf_resnet50'],
+    'dm_nf_regnet': ['dm_nf_regnet_b0'],
+    'fixup': ['fixup_resnet50'],
+    'skipinit': ['skipinit_resnet50'],
+    'rescalenet': ['rescalenet50'],
+    'convshort': ['idshort_resnet50', 'learnscalar_resnet50', 'convshort_resnet50'],
+    'weight_norm': ['wn_resnet50'],
+    'bn_resnet': ['bn_resnet56_cifar', 'gn_resnet56_cifar', 'bn_preresnet50_cifar'],
+}
 DOCUMENTS = {
     'results.md': 'RESULTS.md',
     'reference/changelog.md': 'CHANGELOG.md',
@@ -47,7 +67,7 @@ DOCUMENTS = {
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for entry in config.nav or []:
         if 'Methods' in entry:
-            entry['Methods'] = [{title: f'methods/{name}.md'} for name, title in METHODS.items()]
+            entry['Methods'] += [{title: f'methods/{name}.md'} for name, title in METHODS.items()]
     return config
 
 
@@ -58,40 +78,103 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages[path] = document(ROOT / source, path)
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
-    for picture in sorted((ROOT / 'results').glob('*.png')):
-        files.append(File.generated(config, f'results/{picture.name}', content=picture.read_bytes()))
+    for name in METHODS:
+        files.append(File.generated(config, f'methods/{name}.svg', content=signal_plot(name)))
     return files
 
 
 def on_page_content(text: str, **_: Any) -> str:
-    """Replace each equation, which Markdown left as LaTeX, by MathML."""
+    """Replace each equation, which Markdown left as LaTeX, by MathML, and the roles of docstrings by what they name."""
 
     def convert(found: re.Match[str]) -> str:
-        block = found['tag'] == 'div'
         latex = html.unescape(found['latex']).strip().removeprefix(r'\(').removeprefix(r'\[')
-        return mathml(latex.removesuffix(r'\)').removesuffix(r'\]'), display='block' if block else 'inline')
+        latex = latex.removesuffix(r'\)').removesuffix(r'\]')
+        if found['tag'] == 'div':  # it scrolls on a phone
+            return f'<div class="equation" tabindex="0">{mathml(latex, display="block")}</div>'
+        return mathml(latex)
 
-    return re.sub(r'<(?P<tag>div|span) class="arithmatex">(?P<latex>.*?)</(?P=tag)>', convert, text, flags=re.DOTALL)
+    text = re.sub(r'<(?P<tag>div|span) class="arithmatex">(?P<latex>.*?)</(?P=tag)>', convert, text, flags=re.DOTALL)
+    text = re.sub(r':(?P<tag>math):<code>(?P<latex>.*?)</code>', convert, text, flags=re.DOTALL)
+    text = re.sub(r':\w+:<code>~[^<]*?([^<.]+)</code>', r'<code>\1</code>', text)
+    return re.sub(r':(?:class|func|mod|meth|attr|data):<code>', '<code>', text)
 
 
 def method_page(name: str, title: str) -> str:
-    """A method's docstring as Markdown, the table of its names, and its weights."""
+    """A method's docstring as Markdown, its signal, its names, their weights and recipes."""
     module = importlib.import_module(f'nf_zoo.models.{name}')
-    found = [row for row in rows('', False) if importlib.import_module(entry_module(row.name)) is module]
+    found = [row for row in rows('', False) if entry_module(row.name) == module.__name__]
     lines = [
         f'# {title}',
         '',
         markdown(module.__doc__ or ''),
         '',
+        '## Signal at initialisation',
+        '',
+        f'![Signal propagation: {", ".join(SIGNALS[name])}]({name}.svg)',
+        '',
+        'Mean, variance and gradients at every residual block. Branches that start at 0 are opened. The command:',
+        '',
+        '```shell',
+        f'nf-zoo {" ".join(signal_command(name))} -o signal.svg',
+        '```',
+        '',
         '## Names',
         '',
-        '| name | parameters | multiply-adds | image size | weights |',
-        '|---|---|---|---|---|',
+        '| name | parameters | multiply-adds | image size |',
+        '|---|---|---|---|',
     ]
+    lines += [f'| `{row.name}` | {row.params:,} | {row.macs:,} | {row.input[-1]} |' for row in found]
+    return '\n'.join([*lines, *weights_of(found), *recipes_of({row.name for row in found})]) + '\n'
+
+
+def weights_of(found: list[ModelRow]) -> list[str]:
+    """A section on the weights in the package and on timm's tags."""
+    ours, theirs = [], []
     for row in found:
-        tags = ', '.join(f'`{tag}`' + ('' if top1 is None else f' {top1:.2f} %') for tag, top1 in row.weights.items())
-        lines.append(f'| `{row.name}` | {row.params:,} | {row.macs:,} | {row.input[-1]} | {tags} |')
-    return '\n'.join(lines) + '\n'
+        for tag in row.weights:
+            entry = index().get(f'{row.name}.{tag}')
+            if entry:
+                reached = f'{entry["top1"]:.2f} % of {entry["n"]:,} images'
+                size = f'{entry["input_size"][-1]} | {megabytes(entry["bytes"])}'
+                ours.append(f'| `{row.name}.{tag}` | {reached} | {size} | {entry["license"]} |')
+        others = ', '.join(f'`{tag}`' for tag in row.weights if f'{row.name}.{tag}' not in index())
+        if others:
+            theirs.append(f'- `{row.name}`: {others}')
+    lines = ['', '## Weights', '']
+    if ours:
+        lines += [
+            'In the package:',
+            '',
+            '| name | top-1 | image size | size | licence |',
+            '|---|---|---|---|---|',
+            *ours,
+        ]
+        lines += ['', 'What they were trained on and how: [Results](../results.md).', '']
+    if theirs:
+        lines += ["On the Hub, by timm's tags (`NAME.TAG`):", '', *theirs, '']
+    return lines if ours or theirs else [*lines, 'None are published.', '']
+
+
+def recipes_of(names: set[str]) -> list[str]:
+    """A section on the recipes that train one of ``names``."""
+    table = [row for row in recipe_rows() if row.model.partition('.')[0] in names]
+    if not table:
+        return ['', '## Recipes', '', 'None.']
+    head = ['', '## Recipes', '', '`nf-zoo train RECIPE` takes these names:', '']
+    head += ['| recipe | epochs | what it is |', '|---|---|---|']
+    return head + [f'| `{row.name}` | {row.epochs} | {row.title} |' for row in table]
+
+
+def signal_command(name: str) -> list[str]:
+    return ['signal', *SIGNALS[name], '--awake', '--width', '0.25', '--img-size', '64', '--batch-size', '2']
+
+
+def signal_plot(name: str) -> bytes:
+    """The picture that the command of a method's page draws."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        path = Path(folder) / 'signal.svg'
+        nf_zoo_command([*signal_command(name), '-o', str(path)])
+        return path.read_bytes()
 
 
 def entry_module(name: str) -> str:
@@ -144,11 +227,11 @@ def document(source: Path, path: str) -> str:
         label, target = found['label'], found['target']
         if target.startswith(('http', '#')):
             return found[0]
-        for page, name in DOCUMENTS.items():
-            if target.partition('#')[0] == name:
-                return f'{found["mark"]}[{label}]({up}{page})'
-        if target.startswith('results/') and target.endswith('.png'):
-            return f'{found["mark"]}[{label}]({up}{target})'
+        file, _, anchor = target.partition('#')
+        pages = {name: page for page, name in DOCUMENTS.items()}
+        page = file.removeprefix('docs/') if file.startswith('docs/') else pages.get(file)
+        if page:
+            return f'{found["mark"]}[{label}]({up}{page}{"#" if anchor else ""}{anchor})'
         return f'{label} (`{target}`)' if target not in label else f'`{label}`'
 
     return re.sub(r'(?P<mark>!?)\[(?P<label>[^\]]*)\]\((?P<target>[^)\s]+)\)', link, text)
