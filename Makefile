@@ -7,8 +7,10 @@
 # make contract [FAMILY='eunnet* fixup*']   timm's own model tests on our models
 # make recipes TRAIN_PY=FILE [RECIPES='cifar10/*']   timm's own train.py on our recipes, on a few pictures
 # make docs               the documentation site in build/site; warnings are errors
+# make package            the wheel and the source archive in dist/, checked, installed in an empty environment and used there
 # make golden             rewrite nf_zoo/analysis/models.json after a deliberate change
 # make conversion         convert the smallest network of every timm module, write the table of docs/conversion.md
+# make cards [DATA=DIR]    write the model cards of the bundled weights again; DATA measures what a manifest lacks
 # make results [RUNS='DIR DIR']   write results/*.csv and the tables of README and RESULTS from the bundled weights; add runs
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
@@ -26,7 +28,7 @@ OLAH := .venv/olah
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check soak kit-test gpu-test contract recipes golden conversion results docs clean
+.PHONY: demo test check soak kit-test gpu-test contract recipes golden conversion results cards docs package clean
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -73,8 +75,14 @@ conversion: $(STAMP)
 results: $(STAMP)
 	$(BIN)/python -m tools.results $(RUNS)
 
+cards: $(STAMP)
+	$(BIN)/python -m tools.cards $(if $(DATA),'$(abspath $(DATA))')
+
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+package: $(STAMP)
+	$(BIN)/python -m tools.package
 
 clean:
 	rm -rf .venv build dist demo-output export/*/node_modules export/cpp/build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

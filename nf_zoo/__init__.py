@@ -46,7 +46,7 @@ from .models import (  # noqa: F401 (importing a page registers its models)
 )
 from .net.registry import list_models
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 # Loaded when first used: they bring the libraries of training, hubs and exporters.
 _LAZY = {
