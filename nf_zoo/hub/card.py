@@ -1,24 +1,45 @@
 """The model card of published weights: README.md with the metadata that the Hugging Face Hub reads."""
 
+import json
 from typing import Any
+
+from ..block_scalars import DEAD, dead_blocks
+from ..train.recipe import Recipe
 
 _DATASETS = {
     'cifar10': ('uoft-cs/cifar10', 'CIFAR-10', 'test'),
     'cifar100': ('uoft-cs/cifar100', 'CIFAR-100', 'test'),
     'imagenette': ('frgfm/imagenette', 'Imagenette', 'validation'),
 }
+_CIFAR = (
+    'The authors of CIFAR state no licence for its images, which were collected from the web. They ask that the report '
+    '"Learning multiple layers of features from tiny images" (Krizhevsky, 2009) is cited.'
+)
+_TERMS = {
+    'cifar10': _CIFAR,
+    'cifar100': _CIFAR,
+    'imagenette': "Imagenette's photographs are ImageNet's, which are for research, not for commerce.",
+    'digits': "The scans are scikit-learn's copy of a set of the UCI repository, by Alpaydin and Kaynak (1998).",
+}
 _METRICS = {'top1': 'Top-1 accuracy (%)', 'top5': 'Top-5 accuracy (%)', 'loss': 'Cross-entropy'}
+_NAMED = 10  # classes that a card names
 
 _BODY = """# {name_tag}
 
 {summary}
 
+## What it is for
+
+{purpose}
+
 ## Use
 
 ```python
 import nf_zoo, timm  # nf_zoo first: it registers the model in timm
+from nf_zoo.inference.predict import predict
 
 model = timm.create_model('{name_tag}', pretrained=True).eval()
+print(predict(model, 'image.png', top=1))  # for each image its classes and their probabilities
 folded = nf_zoo.fold(model)  # the same answers, fewer operations
 ```
 
@@ -35,23 +56,35 @@ A hub folder that is not part of the package is found through the environment va
 ## Results
 
 {metrics}
-{curves}
+{calibration}{blocks}{curves}
 ## Training
 
 {note}{facts}
 
+The settings that differ from the defaults of `nf-zoo train` (`manifest.json` has all of them):
+
 ```yaml
 {recipe}```
+
+## Licence and data
+
+The weights: {license}. {terms}
 
 ## Files
 
 `model.safetensors`: {bytes:,} bytes, {dtype}, sha256 `{sha256}`.
-`manifest.json` has everything above in machine-readable form, and the hashes of all files. Licence: {license}.
+`manifest.json` has everything above in machine-readable form, and the hashes of all files.
 """
 
 
-def render(manifest: dict[str, Any], curves: bool) -> str:
-    """README.md for a manifest; ``curves``: whether curves.png lies beside it."""
+def render(manifest: dict[str, Any], config: dict[str, Any], curves: bool) -> str:
+    """README.md for a manifest.
+
+    Args:
+        manifest: The content of manifest.json; its hashes of files are not needed.
+        config: The content of config.json: image size and classes.
+        curves: Whether curves.png lies beside the card.
+    """
     import yaml
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -102,13 +135,60 @@ def render(manifest: dict[str, Any], curves: bool) -> str:
         name=name,
         name_tag=name_tag,
         summary=f'{summary}.',
+        purpose=_purpose(manifest, config),
+        calibration=_calibration(manifest),
+        blocks=_blocks(manifest.get('blocks') or {}),
+        terms=_TERMS.get(dataset, 'For the images that it was trained on, the terms of their source hold.'),
         metrics=_table(shown),
-        curves='\n![loss and accuracy over the epochs](curves.png)\n' if curves else '',
+        curves='\n![Loss and accuracy over the epochs](curves.png)\n' if curves else '',
         note=f'{manifest["note"]}\n\n' if manifest.get('note') else '',
         facts=_table({key: _plain(value) for key, value in facts.items() if value not in (None, '')}),
-        recipe=yaml.safe_dump(manifest.get('recipe') or {}, sort_keys=False),
+        recipe=yaml.safe_dump(_not_the_defaults(manifest.get('recipe') or {}), sort_keys=False),
     )
     return str(ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}', ignore_metadata_errors=False))
+
+
+def _purpose(manifest: dict[str, Any], config: dict[str, Any]) -> str:
+    """What the weights are good for, and what not."""
+    _, height, width = config['pretrained_cfg']['input_size']
+    labels = config.get('label_names') or []
+    words = config.get('label_descriptions') or {}
+    names = ', '.join(words.get(name, name) for name in labels) if len(labels) <= _NAMED else ''
+    classes = f'{manifest["num_classes"]} classes' + (f': {names}' if names else '')
+    return (
+        f'Good for: images of {width} x {height} pixels (others are resized) that show one thing of its {classes}; '
+        'a start for fine-tuning on images of that kind; comparing methods.\n\n'
+        'Not for: anything else that an image may show. The network always answers with one of its classes, and a high '
+        'probability does not mean that the image shows one of them. Do not let it decide about people.'
+    )
+
+
+def _calibration(manifest: dict[str, Any]) -> str:
+    """A sentence on how far probabilities are from accuracies; empty if that was not measured."""
+    error = manifest['metrics'].get('ece')
+    if error is None:
+        return ''
+    what = 'the mean distance between the probability of an answer and how often such answers are right'
+    return f'\nExpected calibration error: {error:.2f} %, {what}.\n'
+
+
+def _blocks(blocks: dict[str, dict[str, float]]) -> str:
+    """Two sentences on the residual blocks that contribute least; empty if that was not measured."""
+    shares = {name: row['share'] for name, row in blocks.items() if row.get('share') is not None}
+    if not shares:
+        return ''
+    least = min(shares, key=shares.__getitem__)
+    dead = len(dead_blocks(blocks))
+    rule = f'The branch of a dead block has less than {DEAD:g} of the variance of its output'
+    smallest = f'the smallest share is {shares[least]:.2g}, of `{least}`'
+    return f'\nDead blocks: {dead} of {len(shares)}. {rule}; {smallest}.\n'
+
+
+def _not_the_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe that ``nf-zoo train`` would not take by itself, its model and its data set."""
+    defaults = json.loads(json.dumps(Recipe().as_dict()))
+    named = ('model', 'dataset', 'seed')
+    return {key: value for key, value in recipe.items() if key in named or defaults.get(key, ...) != value}
 
 
 def metadata(card: bytes) -> dict[str, Any]:

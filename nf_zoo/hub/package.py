@@ -143,7 +143,7 @@ def gather(
             f"the branch of {', '.join(dead)} adds less than {DEAD:g} of its block's output; "
             'train again with a lower learning rate for the scalars, or publish it all the same (--allow-dead)'
         )
-    files[CARD] = card.render(manifest, CURVES in files).encode()
+    files[CARD] = card.render(manifest, json.loads(config), CURVES in files).encode()
     manifest['files'] = {key: hashlib.sha256(content).hexdigest() for key, content in sorted(files.items())}
     files[MANIFEST] = json_bytes(manifest)
     spoiled = next((key for key, content in files.items() if has_token(content)), None)
