@@ -11,6 +11,7 @@
 # make golden             rewrite nf_zoo/analysis/models.json after a deliberate change
 # make conversion         convert the smallest network of every timm module, write the table of docs/conversion.md
 # make cards [DATA=DIR]    write the model cards of the bundled weights again; DATA measures what a manifest lacks
+# make examples           every example at full size, half an hour; its table is printed and written into results/examples
 # make results [RUNS='DIR DIR']   write results/*.csv and the tables of README and RESULTS from the bundled weights; add runs
 # All of them make .venv first; it needs Python 3.10 or newer and a package registry.
 
@@ -28,7 +29,7 @@ OLAH := .venv/olah
 STAMP := .venv/installed-$(shell (pwd; cat pyproject.toml) | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := test
-.PHONY: demo test check soak kit-test gpu-test contract recipes golden conversion results cards docs package clean
+.PHONY: demo test check soak kit-test gpu-test contract recipes golden conversion examples results cards docs package clean
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -71,6 +72,12 @@ golden: $(STAMP)
 
 conversion: $(STAMP)
 	$(BIN)/python -m tools.conversion
+
+EXAMPLES := private detection segmentation federated online maml
+
+examples: $(STAMP)
+	@for name in $(EXAMPLES); do echo; echo "$$name"; \
+		$(BIN)/python examples/$$name.py --output results/examples/$$name.md || exit; done
 
 results: $(STAMP)
 	$(BIN)/python -m tools.results $(RUNS)

@@ -1,7 +1,6 @@
 """``nf-zoo convert``: a trained ResNet with batch normalization, written as the run of a network without it."""
 
 import argparse
-import hashlib
 import re
 import sys
 from pathlib import Path
@@ -161,33 +160,13 @@ def _write(
     folder: Path, target: Any, name: str, model: Any, dataset: str, metrics: dict[str, float], note: str
 ) -> None:
     """The folder of a run: weights, recipe and result."""
-    from importlib.metadata import version
-
-    from ..files import tensor_bytes, write_whole
     from ..inference.loading import class_names
     from ..train.recipe import Recipe
-    from ..train.run_folder import WEIGHTS, Result, write_recipe, write_result
+    from ..train.run_folder import write_run
 
-    config, data = _config(model), tensor_bytes(target.state_dict())
-    result = Result(
-        model=name,
-        dataset=dataset,
-        num_classes=target.num_classes,
-        classes=class_names(model),
-        input_size=list(config['input_size']),
-        mean=list(config['mean']),
-        std=list(config['std']),
-        interpolation=config['interpolation'],
-        crop_pct=config['crop_pct'],
-        metrics=metrics,
-        sha256=hashlib.sha256(data).hexdigest(),
-        bytes=len(data),
-        versions={key: version(key) for key in ('torch', 'timm')},
-        note=note,
-    )
-    write_whole(folder / WEIGHTS, data)
-    write_recipe(folder, Recipe().with_options({'model': name, **({'dataset': dataset} if dataset else {})}))
-    write_result(folder, result)
+    recipe = Recipe().with_options({'model': name, **({'dataset': dataset} if dataset else {})})
+    facts = dict(num_classes=target.num_classes, classes=class_names(model), metrics=metrics, note=note)
+    write_run(folder, target, recipe, _config(model), dataset=dataset, **facts)
 
 
 def _options(add: Add) -> None:

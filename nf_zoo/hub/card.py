@@ -122,6 +122,7 @@ def render(manifest: dict[str, Any], config: dict[str, Any], curves: bool) -> st
         'Epochs': manifest.get('epochs'),
         'Updates': manifest.get('steps'),
         'Seed': manifest.get('seed'),
+        'Differential privacy': _privacy(manifest.get('privacy') or {}),
         'Hardware': manifest.get('hardware'),
         'Seconds': manifest.get('seconds'),
         'Seconds an epoch': manifest.get('seconds_per_epoch'),
@@ -212,6 +213,22 @@ def metadata(card: bytes) -> dict[str, Any]:
 def metric_names(metrics: dict[str, Any]) -> dict[str, Any]:
     """The metrics of a manifest that a card shows, under the names that it shows."""
     return {_METRICS[key]: metrics[key] for key in _METRICS if metrics.get(key) is not None}
+
+
+def _privacy(privacy: dict[str, Any]) -> str:
+    """What a private training promises, and how it keeps that; nothing for a training that isn't private."""
+    if not privacy:
+        return ''
+    how = {
+        'clip': "each image's gradient clipped at {:.4g}",
+        'noise': 'noise of {:.4g} times that',
+        'sample_rate': 'each image in a batch with probability {:.4g}',
+        'steps': '{:,} steps',
+        'accountant': 'accountant {}',
+    }
+    details = ', '.join(text.format(privacy[key]) for key, text in how.items() if key in privacy)
+    promise = 'epsilon {epsilon:g} at delta {delta:g}'.format(**privacy)
+    return f'{promise} ({details})' if details else promise
 
 
 def _table(rows: dict[str, Any]) -> str:

@@ -292,6 +292,7 @@ def _manifest(
         'hardware',
         'versions',
         'blocks',
+        'privacy',
         'changes',
         'note',
     ):

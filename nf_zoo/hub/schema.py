@@ -134,6 +134,22 @@ METRICS: dict[str, Check] = {
     'n': _whole(1, 10**12),  # images
 }
 
+PRIVACY: dict[str, Check] = {  # of training with differential privacy: the promise, and how it is kept
+    'epsilon': _number(0, 1e6),
+    'delta': _number(0, 1),
+    'clip': _number(0, 1e12),  # the norm to which the gradient of each image is clipped
+    'noise': _number(0, 1e12),  # its standard deviation, as a multiple of the clip
+    'sample_rate': _number(0, 1),  # the chance of an image to be in a batch
+    'steps': _whole(0, 10**12),
+    'accountant': _text(64),
+}
+
+
+def _private(value: Any) -> bool:
+    known = isinstance(value, dict) and {'epsilon', 'delta'} <= value.keys() <= PRIVACY.keys()
+    return known and all(PRIVACY[key](item) for key, item in value.items())
+
+
 # Older manifests, and those of weights without a training, don't have these keys.
 MANIFEST_OPTIONS: dict[str, Check] = {
     'tolerance': _dict(_name, _number(0, 100), 100),
@@ -142,6 +158,7 @@ MANIFEST_OPTIONS: dict[str, Check] = {
     'published': _text(32),
     'changes': _list(lambda v: isinstance(v, dict), 0, 1000),
     'note': _text(),
+    'privacy': _private,
     'blocks': _dict(_text(200), _dict(_name, _either(_null, _number(-1e30, 1e30)), 16), 10_000),
     **dict.fromkeys(('recipe', 'model_args', 'versions'), lambda v: isinstance(v, dict)),
 }

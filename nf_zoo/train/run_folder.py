@@ -29,9 +29,10 @@ import yaml
 from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest
-from ..files import not_finite, read_json, read_tensors, write_whole
+from ..files import not_finite, read_json, read_tensors, tensor_bytes, write_whole
 from .data.labels import label_descriptions
 from .recipe import Recipe, load_recipe
+from .report import versions
 
 fcntl: Any
 try:
@@ -72,6 +73,7 @@ class Result:
     hardware: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     blocks: Mapping[str, Any] = field(default_factory=dict)  # of each block its scalar and its branch's share
+    privacy: Mapping[str, Any] = field(default_factory=dict)  # of private training: epsilon, delta, clip, noise ...
     note: str | None = None  # for the card; publish takes it, the engine does not write it
 
     @property
@@ -85,7 +87,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {  # as JSON has them, or a caller 
     **dict.fromkeys(('num_classes', 'bytes', 'train_n', 'epochs', 'steps', 'seed', 'processes'), int),
     **dict.fromkeys(('crop_pct', 'seconds', 'seconds_per_epoch'), (int, float)),
     **dict.fromkeys(('classes', 'input_size', 'mean', 'std', 'changes'), (list, tuple)),
-    **dict.fromkeys(('metrics', 'best', 'recipe', 'versions', 'blocks'), Mapping),
+    **dict.fromkeys(('metrics', 'best', 'recipe', 'versions', 'blocks', 'privacy'), Mapping),
 }
 
 
@@ -122,6 +124,38 @@ def write_result(folder: Path, result: Result) -> None:
     """Write result.json. Raises `UserError` if the folder can't be written."""
     text = json.dumps(dataclasses.asdict(result), indent=2, allow_nan=False)
     write_whole(folder / RESULT, f'{text}\n'.encode())
+
+
+def write_run(folder: Path, model: nn.Module, settings: Recipe, config: Mapping[str, Any], **facts: Any) -> Result:
+    """Write the folder of a run that the engine has not trained: weights, recipe and, as the last file, the result.
+
+    Args:
+        folder: Where nothing is yet, as `check` says.
+        model: Its weights are written.
+        settings: For recipe.yaml, as far as there are any.
+        config: The preprocessing of the images, as `data_config` gives it.
+        facts: Other fields of `Result`; ``model`` and ``dataset`` are those of the settings by default.
+
+    Raises:
+        UserError: the folder can't be written, or holds something else.
+    """
+    check(folder, resume=False)
+    data = tensor_bytes(model.state_dict())
+    given: dict[str, Any] = {
+        'model': settings.model,
+        'dataset': settings.dataset,
+        **{key: list(config[key]) for key in ('input_size', 'mean', 'std')},
+        **{key: config[key] for key in ('interpolation', 'crop_pct')},
+        'versions': versions(),
+        **facts,
+        'sha256': hashlib.sha256(data).hexdigest(),
+        'bytes': len(data),
+    }
+    result = Result(**given)
+    write_whole(folder / WEIGHTS, data)
+    write_recipe(folder, settings)
+    write_result(folder, result)
+    return result
 
 
 def read_result(folder: Path) -> Result:

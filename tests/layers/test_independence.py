@@ -1,5 +1,8 @@
 """Networks in which an image's output, and so its gradient, depends on that image alone."""
 
+from collections.abc import Callable
+from copy import deepcopy
+
 import pytest
 import timm
 import torch
@@ -26,11 +29,20 @@ def per_sample(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
 
 
-def check_per_sample(model: nn.Module) -> None:
+def by_opacus(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Gradients of each image's loss by Opacus in its default mode, hooks, (N, ...)."""
+    opacus = pytest.importorskip('opacus', reason="Opacus isn't installed: pip install 'nf-zoo[private]'")
+    wrapped = opacus.GradSampleModule(deepcopy(model), loss_reduction='sum')
+    # An input that needs no gradient makes torch warn of Opacus' hooks.
+    F.cross_entropy(wrapped(x.clone().requires_grad_()), y, reduction='sum').backward()
+    return {name.removeprefix('_module.'): p.grad_sample for name, p in wrapped.named_parameters()}
+
+
+def check_per_sample(model: nn.Module, gradients: Callable[..., dict[str, Tensor]]) -> None:
     """They are those of one image at a time, to 1e-12 of the largest."""
     assert nf_zoo.is_batch_independent(model)
     x, y = torch.randn(2, 3, 16, 16, dtype=torch.float64), torch.tensor([1, 5])
-    found = per_sample(model, x, y)
+    found = gradients(model, x, y)
     names = [key for key, _ in model.named_parameters()]
     for i in range(len(x)):
         loss = F.cross_entropy(model(x[i : i + 1]), y[i : i + 1])
@@ -41,21 +53,24 @@ def check_per_sample(model: nn.Module) -> None:
             torch.testing.assert_close(found[key][i], grad, rtol=0, atol=1e-12 * largest)
 
 
+@pytest.mark.parametrize('gradients', [per_sample, by_opacus])
 @pytest.mark.parametrize('name', one_per_method())
-def test_gradients_of_each_image(name: str) -> None:
-    check_per_sample(tiny(name).train())
+def test_gradients_of_each_image(name: str, gradients: Callable[..., dict[str, Tensor]]) -> None:
+    check_per_sample(tiny(name).train(), gradients)
 
 
 @pytest.mark.soak
+@pytest.mark.parametrize('gradients', [per_sample, by_opacus])
 @pytest.mark.parametrize('name', [name for name in nf_zoo.list_models() if not is_control(name)])
-def test_gradients_of_each_image_for_every_name(name: str) -> None:
+def test_gradients_of_each_image_for_every_name(name: str, gradients: Callable[..., dict[str, Tensor]]) -> None:
     stages = len(timm.create_model(name, device='meta').stages)
-    check_per_sample(small(name, depths=(1,) * stages).double().train())
+    check_per_sample(small(name, depths=(1,) * stages).double().train(), gradients)
 
 
 def test_which_networks_mix_images() -> None:
     for name in representatives():
         model = timm.create_model(name, device='meta')
+        assert bool(list(model.buffers())) == is_control(name), 'federated averaging: the parameters are the model'
         assert nf_zoo.is_batch_independent(model) == (not is_control(name)), name
     for norm, independent in (('sample', True), ('l2', True), ('tensor', False)):
         model = timm.create_model('eunnet20_cifar', depths=SHALLOW[3], norm=norm).eval()

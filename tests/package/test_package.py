@@ -27,7 +27,7 @@ from nf_zoo.train import recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / 'nf_zoo').rglob('*.py'))
-EXTRAS = {'onnx', 'onnxscript', 'onnxruntime', 'matplotlib', 'tensorboard', 'sklearn'}
+EXTRAS = {'onnx', 'onnxscript', 'onnxruntime', 'matplotlib', 'tensorboard', 'sklearn', 'opacus'}
 DOCUMENTS = [
     ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'CHANGELOG', 'RESULTS', 'SECURITY', 'docs/methods')
 ]
@@ -99,7 +99,7 @@ def test_the_public_names_exist() -> None:
 def test_the_installed_metadata() -> None:
     found = metadata('nf-zoo')
     assert found['Version'] == nf_zoo.__version__
-    assert set(found.get_all('Provides-Extra', [])) == {'export', 'plot', 'train', 'demo', 'all', 'docs', 'dev'}
+    assert set(found.get_all('Provides-Extra', [])) == set('export plot train demo private all docs dev'.split())
     assert f'## {nf_zoo.__version__}' in (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
 
 

@@ -1,0 +1,161 @@
+"""Every example runs at a small size and prints its table; what it measures is right; bad input is one line."""
+
+import csv
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import nf_zoo
+
+EXAMPLES = Path(__file__).resolve().parents[2] / 'examples'
+NAMES = ['detection', 'federated', 'maml', 'online', 'segmentation']  # private needs an extra, and has its own test
+
+
+@pytest.fixture(autouse=True)
+def _found(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As when a program of examples/ runs: its folder comes first. Its modules go again."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    before = set(sys.modules)
+    yield
+    for path in EXAMPLES.glob('*.py'):
+        if path.stem not in before:
+            sys.modules.pop(path.stem, None)
+
+
+def example(name: str) -> ModuleType:
+    if name == 'private':
+        pytest.importorskip('opacus', reason="private training needs Opacus: pip install 'nf-zoo[private]'")
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_it_prints_its_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = example(name)
+    path = tmp_path / 'table.csv'
+    rows = module.main(['--quick', '--output', str(path)])
+    with open(path, newline='') as file:
+        assert list(csv.DictReader(file)) == rows
+    printed = capsys.readouterr().out
+    for row in rows:
+        assert '| ' + ' | '.join(row.values()) + ' |' in printed
+        percent = [value for value in row.values() if value.endswith(' %')][0]
+        assert 0 <= float(percent.removesuffix(' %')) <= 100
+    assert [row['network'] for row in rows] == list(module.ARMS)
+
+
+def test_every_example_is_here() -> None:
+    assert {path.stem for path in EXAMPLES.glob('*.py')} == {*NAMES, 'common', 'private', 'small_batches'}
+
+
+@pytest.mark.parametrize('name', [*NAMES, 'private', 'small_batches'])
+def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = example(name)
+    monkeypatch.setattr(sys, 'argv', [f'{name}.py', '--help'])
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    assert stopped.value.code == 0
+    assert module.__doc__.splitlines()[0].split()[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'name, argv, said',
+    [
+        ('private', ['--models', 'bn_resnet20_cifar.cifar10'], 'mixes the images of a batch'),
+        ('private', ['--models', 'eunnet20_cifar.cifar1'], "did you mean 'eunnet20_cifar.cifar10'"),
+        ('private', ['--epsilon', '0'], 'above 0'),
+        ('online', ['--output', 'table.txt'], "doesn't end with .csv or .md"),
+        ('online', ['--quik'], "did you mean '--quick'"),
+    ],
+)
+def test_bad_input(
+    name: str, argv: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module, common = example(name), importlib.import_module('common')
+    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *argv])
+    with pytest.raises(SystemExit) as stopped:
+        common.start(module.main)
+    found = capsys.readouterr()
+    assert stopped.value.code == 2 and found.out == ''
+    assert said in found.err and found.err.count('\n') == 1
+
+
+def test_a_stream_is_the_same_again() -> None:
+    online = example('online')
+    assert online.main(['--quick']) == online.main(['--quick'])
+
+
+def test_boxes_and_masks_of_scenes() -> None:
+    scenes = importlib.import_module('common').scenes('validation', 20, 64, seed=3, sizes=(16, 24))
+    assert any(len(labels) > 1 for labels in scenes.labels)
+    for boxes, labels, mask in zip(scenes.boxes, scenes.labels, scenes.masks, strict=True):
+        outside = mask.clone()
+        for (x0, y0, x1, y1), label in zip(boxes.long().tolist(), labels.tolist(), strict=True):
+            inside = mask[y0:y1, x0:x1] == label + 1
+            assert inside.any(0)[[0, -1]].all() and inside.any(1)[[0, -1]].all(), 'the box is tight'
+            outside[y0:y1, x0:x1] = 0
+        assert not outside.any()
+
+
+def test_average_precision_by_hand() -> None:
+    """Two boxes to find. Of three found ones, by score, the first and the third are right; the third has a rival."""
+    detection, common = example('detection'), importlib.import_module('common')
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
+    truth = common.Scenes(torch.zeros(1, 3, 40, 40), [boxes], [torch.tensor([4, 4])], torch.zeros(1, 40, 40))
+    exact = {'boxes': boxes, 'labels': torch.tensor([5, 5]), 'scores': torch.tensor([0.9, 0.8])}
+    assert detection.average_precision([exact], truth) == 100
+    again = torch.tensor([[20.0, 20, 30, 32], [0, 0, 10, 9], [0, 0, 10, 10]])  # the second hit of a box is wrong
+    found = {'boxes': again, 'labels': torch.tensor([5, 5, 5]), 'scores': torch.tensor([0.7, 0.8, 0.9])}
+    assert detection.average_precision([found], truth) == pytest.approx(100 * (1 / 2 + 1 / 2 * 2 / 3))
+    other = {**exact, 'labels': torch.tensor([3, 5])}
+    assert detection.average_precision([other], truth) == 50
+    assert detection.average_precision([{**exact, 'labels': torch.tensor([1, 1])}], truth) == 0
+
+
+def test_mean_iou_by_hand() -> None:
+    segmentation, common = example('segmentation'), importlib.import_module('common')
+    mask = torch.tensor([[[0, 0], [1, 1]]])
+    answer = torch.tensor([[[0, 1], [1, 1]]])  # 0: 1 of 2; 1: 2 of 3
+    model = nn.Module()
+    model.forward = lambda x: nn.functional.one_hot(answer, 11).permute(0, 3, 1, 2).float()  # type: ignore[method-assign]
+    truth = common.Scenes(torch.zeros(1, 3, 2, 2), [], [], mask)
+    assert segmentation.mean_iou(model, truth) == pytest.approx(100 * (1 / 2 + 2 / 3) / 2)
+
+
+def test_the_average_of_the_clients_is_the_model() -> None:
+    federated = example('federated')
+    models = [timm.create_model('nf_resnet20_cifar', depths=(1, 1, 1), width=0.5) for _ in range(3)]
+    assert not list(models[0].buffers())
+    federated.average(models[0], models[1:])
+    for mean, a, b in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(mean, (a + b) / 2)
+    shares = federated.shares(torch.arange(10).repeat_interleave(6))
+    assert [len(share) for share in shares] == [6] * 10
+    assert torch.cat(shares).sort().values.equal(torch.arange(60)), 'each image has one owner'
+
+
+def test_private_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its table has the epsilon that was asked for, and so has the manifest of the run when it is published."""
+    private = example('private')
+    run = tmp_path / 'run'
+    options = ['--quick', '--models', 'nf_resnet20_cifar.cifar10', '--epsilon', '2', '--run', str(run)]
+    rows = private.main(options)
+    assert 1.9 < float(rows[0]['epsilon']) <= 2 and rows[1]['epsilon'] == 'none'
+    folder = Path(nf_zoo.publish(run, tmp_path / 'hub'))
+    privacy = json.loads((folder / 'manifest.json').read_text())['privacy']
+    assert 1.9 < privacy['epsilon'] <= 2 and privacy['delta'] == 1e-4 and privacy['clip'] == 1 and privacy['noise'] > 0
+    assert f'epsilon {privacy["epsilon"]:g} at delta 0.0001' in (folder / 'README.md').read_text()
+    nf_zoo.verify(str(run), data_dir=str(tmp_path))  # nf-zoo measures the accuracy that the example wrote
+
+
+@pytest.mark.parametrize('table', sorted((EXAMPLES.parent / 'results' / 'examples').glob('*.md')), ids=lambda p: p.stem)
+def test_the_documentation_has_the_measured_table(table: Path) -> None:
+    pages = (EXAMPLES.parent / 'docs' / 'how-to').glob('*.md')
+    assert any(table.read_text() in page.read_text() for page in pages)
