@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, one_line
-from ..inference.images import image_files, preprocessing, read_image
+from ..inference.images import image_files, preprocessing
 from ..inference.loading import resolve
+from ..train.data.pictures import read_image
 
 
 def open_network(

@@ -39,7 +39,8 @@ def _convert(args: argparse.Namespace) -> None:
         raise UserError('--steps N trains a fitted EUNNet: give --to eunnet too')
     model: Any = _with_weights(source.architecture, args.weights) if args.weights else source.load()
     dataset = source.dataset or ''
-    kwargs = (source.facts.get('recipe') or {}).get('model_kwargs') or source.facts.get('model_args') or {}
+    given = (source.facts.get('recipe') or {}).get('model_kwargs') or source.facts.get('model_args') or {}
+    kwargs = {key: value for key, value in given.items() if key not in ('num_classes', 'in_chans')}
     if args.to == 'weight_norm':
         target = _weight_norm(model, target_name, kwargs)
         generator = torch.Generator().manual_seed(0)
@@ -70,7 +71,7 @@ def _convert(args: argparse.Namespace) -> None:
     note += (
         '.' if args.to == 'weight_norm' else f', with {CALIBRATION_IMAGES} images; {args.steps or 0} steps of training.'
     )
-    _write(Path(args.output), target, target_name, model, dataset, metrics, note)
+    _write(Path(args.output), target, target_name, kwargs, model, dataset, metrics, note)
     say(f'wrote {args.output}')
     license = source.facts.get('license') or (getattr(model, 'pretrained_cfg', None) or {}).get('license')
     if license and license != 'apache-2.0':
@@ -98,12 +99,17 @@ def counterpart(architecture: str, to: str) -> str:
 def _with_weights(architecture: str, file: str) -> Any:
     """The model with the weights of a file, and as many classes. Nothing in the file is executed."""
     import timm
+    import torch
     from timm.models import load_state_dict
 
     from ..errors import UserError, one_line
+    from ..files import not_finite
 
     try:
         state = load_state_dict(file, weights_only=True)
+        bad = not_finite({key: value for key, value in state.items() if isinstance(value, torch.Tensor)})
+        if bad:
+            raise UserError(f'{file}: {bad} holds NaN or infinity')
         head = next((state[key] for key in ('fc.weight', 'head.fc.weight', 'linear.weight') if key in state), None)
         if head is None:
             raise UserError(f'{file} has no classifier (fc, head.fc or linear); give the weights of a ResNet')
@@ -135,7 +141,8 @@ def _images(folder: str, model: Any, limit: int) -> Any:
     """At most ``limit`` images of a folder in random order, prepared as for the model."""
     import torch
 
-    from ..inference.images import image_files, preprocessing, read_image
+    from ..inference.images import image_files, preprocessing
+    from ..train.data.pictures import read_image
 
     transform, mode = preprocessing(model)
     files = image_files(folder, limit)
@@ -157,16 +164,25 @@ def _train_images(dataset: str, data_dir: str, model: Any) -> Any:
 
 
 def _write(
-    folder: Path, target: Any, name: str, model: Any, dataset: str, metrics: dict[str, float], note: str
+    folder: Path,
+    target: Any,
+    name: str,
+    kwargs: dict[str, Any],
+    model: Any,
+    dataset: str,
+    metrics: dict[str, float],
+    note: str,
 ) -> None:
     """The folder of a run: weights, recipe and result."""
     from ..inference.loading import class_names
     from ..train.recipe import Recipe
     from ..train.run_folder import write_run
 
-    recipe = Recipe().with_options({'model': name, **({'dataset': dataset} if dataset else {})})
-    facts = dict(num_classes=target.num_classes, classes=class_names(model), metrics=metrics, note=note)
-    write_run(folder, target, recipe, _config(model), dataset=dataset, **facts)
+    settings = {'model': name, 'model_kwargs': kwargs, **({'dataset': dataset} if dataset else {})}
+    facts: dict[str, Any] = dict(num_classes=target.num_classes, classes=class_names(model), metrics=metrics, note=note)
+    if kwargs:
+        facts['recipe'] = {'model_kwargs': kwargs}
+    write_run(folder, target, Recipe().with_options(settings), _config(model), dataset=dataset, **facts)
 
 
 def _options(add: Add) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inference.images import image_files, read_image, transform
+from ..inference.images import image_files, transform
+from ..train.data.pictures import read_image
 
 LIMIT = 1000  # images that are used of a larger folder, spread over all of it
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import CheckFailed, UserError
-from .images import image_files, preprocessing, read_image
+from ..train.data.pictures import read_image
+from .images import image_files, preprocessing
 from .loading import class_names, load_model
 
 BATCH = 64

@@ -117,6 +117,27 @@ def _is_watched(*tensors: Tensor | None) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def _refuse_single_images(x: Tensor, weight: Tensor) -> None:
+    """Raises `UserError` under a vmap over images, such as gradients of each image. A vmap over weights is fine."""
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return
+    if _is_batched(x) and not _is_batched(weight):
+        raise UserError(
+            "norm='tensor' takes its statistics over the whole batch, so an image has no output and no gradient of "
+            "its own; use norm='sample' or norm='l2'"
+        )
+
+
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether a vmap runs over ``tensor``."""
+    wrapped = torch._C._functorch
+    while wrapped.is_functorch_wrapped_tensor(tensor):
+        if wrapped.is_batchedtensor(tensor):
+            return True
+        tensor = wrapped.get_unwrapped(tensor)
+    return False
+
+
 def input_norm_conv(
     x: Tensor,
     weight: Tensor,
@@ -130,6 +151,8 @@ def input_norm_conv(
 ) -> Tensor:
     """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone."""
     if not torch.jit.is_scripting():
+        if norm == 'tensor':
+            _refuse_single_images(x, weight)
         if not _is_watched(x, weight, bias):
             conv = (stride, padding, dilation, groups)
             run = _InputNormConv.apply if torch.is_grad_enabled() else _conv
@@ -150,7 +173,7 @@ class InputNormConv2d(FactorConv2d):
         eps: Added to the variance ('sample', 'tensor').
 
     Raises:
-        UserError: unknown ``norm``.
+        UserError: unknown ``norm``; a vmap over images with ``norm='tensor'``.
     """
 
     def __init__(self, *args: Any, norm: str = 'sample', eps: float = 1e-5, **kwargs: Any):

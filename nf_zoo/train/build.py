@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import CheckFailed, UserError, nearest, one_line
 from ..files import not_finite, read_tensors, refuse_special
+from ..text import clean
 from .data.config import data_config as config_of
 from .data.folder import FolderData, MemoryPictures, open_folders
 from .data.memory import Data, MemoryData, MemorySet, in_memory, load_dataset, with_channels
@@ -124,14 +125,20 @@ def try_sizes(recipe: Recipe, model: nn.Module, config: dict[str, Any], device: 
     model.train(was_training)
 
 
-def read_sets(recipe: Recipe) -> tuple[Any, Any]:
+def read_sets(recipe: Recipe, log: Log | None = None) -> tuple[Any, Any]:
     """The training and the validation set: two `MemorySet`, two sets of single pictures by index, or two `StreamSet`.
 
-    All have ``classes``. Raises `UserError` for data that are missing or can't be read.
+    All have ``classes``. ``log`` gets a line for files of class folders that are left out. Raises `UserError` for data
+    that are missing or can't be read.
     """
     splits = recipe.train_split, recipe.val_split
     if recipe.dataset == 'folder':
-        return open_folders(recipe.data_dir, *splits, mode=picture_mode(recipe))
+        folders = open_folders(recipe.data_dir, *splits, mode=picture_mode(recipe))
+        for split, images in zip(splits, folders, strict=True):
+            if log and images.left_out:
+                some = ', '.join(map(clean, images.left_out[:3])) + (', ...' if len(images.left_out) > 3 else '')
+                log(f'{split}: files left out that are not named like pictures: {len(images.left_out)} ({some})')
+        return folders
     if not in_memory(recipe.dataset):
         return open_named(recipe, splits[0]), open_named(recipe, splits[1])
     options = {'download': recipe.dataset_download}

@@ -95,7 +95,7 @@ class Run:
                 self.images, recipe.batch_size, size, bool(recipe.mixup or recipe.cutmix)
             )
         self.device = build.open_device(recipe.device, self.processes)
-        sets = sets or build.read_sets(recipe)
+        sets = sets or build.read_sets(recipe, log)
         self.fingerprint = {'training': fingerprint(sets[0]), 'validation': fingerprint(sets[1])}
         seed_everything(recipe.seed)
         self.model = build.build_model(recipe, sets[0].classes, log)
@@ -175,7 +175,7 @@ class Run:
             return cls.start(recipe, folder, log, bar, sets, processes)
         saved = found[1]
         changes = changed_settings(recipe, saved['settings'], folder, change)
-        sets = sets or build.read_sets(recipe)
+        sets = sets or build.read_sets(recipe, log)
         same_data(saved.get('data'), {'training': fingerprint(sets[0]), 'validation': fingerprint(sets[1])}, folder)
         images = recipe.batch_size * recipe.grad_accum_steps * saved.get('processes', 1)
         run = cls(recipe, folder, log, bar, sets, processes, images)

@@ -1,6 +1,6 @@
 """Scoring a model on a whole validation set."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,8 @@ def validation(
     """The validation batches of a data set, prepared as the model's cfg says, and the names of the classes.
 
     Moves the model to ``device`` if that is given; the batches are on the model's device. The keys ``READING`` of
-    ``recipe`` say how folders and timm's sets are read. Raises `UserError` for data that can't be read, and for class
-    folders that are not the model's classes.
+    ``recipe`` say how folders and timm's sets are read. Raises `UserError` for data that can't be read, and for classes
+    that are not the model's.
     """
     device = open_device(str(device)) if device else next(model.parameters()).device
     model.to(device)
@@ -116,6 +116,7 @@ def validation(
     if not in_memory(dataset):
         return _pictures(model, dataset, data_dir, batch_size, device, config, reading | {'dataset_download': download})
     found = load_dataset(dataset, data_dir, 'validation', download=download)
+    _same_classes(model, found.classes, dataset)
     found = with_channels(found, int(config['input_size'][0]))
     data = MemoryData(
         None,
@@ -146,9 +147,23 @@ def _pictures(
         (images,) = open_folders(recipe.data_dir, recipe.val_split, mode=picture_mode(recipe))
     else:
         images = open_named(recipe, recipe.val_split)
-    classes = list(getattr(model, 'pretrained_cfg', {}).get('label_names') or images.classes)
-    if classes != list(images.classes) and dataset == 'folder':
-        odd = sorted(set(classes) ^ set(images.classes)) or ['in another order']
-        raise UserError(f'{data_dir}/{recipe.val_split} has other classes than the model ({", ".join(odd[:5])})')
+    place = f'{data_dir}/{recipe.val_split}' if dataset == 'folder' else dataset
+    named = dataset == 'folder' or images.classes != [str(number) for number in range(model.num_classes)]
+    classes = _same_classes(model, images.classes, place, named)
     kind = StreamData if isinstance(images, StreamSet) else FolderData
     return kind(images, images, recipe, config, device).val_batches(), classes
+
+
+def _same_classes(model: Any, found: Sequence[str], where: str, named: bool = True) -> list[str]:
+    """The names of the model's classes. Raises `UserError` if the data set ``where`` has others: every answer would
+    count as wrong. A set whose classes aren't ``named`` is taken if it has as many.
+    """
+    cfg = getattr(model, 'pretrained_cfg', {})
+    own = cfg.get('num_classes') == model.num_classes  # else the model has another classifier than the weights
+    names = list(cfg.get('label_names') or ()) if own else []
+    if names and named and list(found) != names:
+        odd = sorted(set(names) ^ set(found)) or ['in another order']
+        raise UserError(f'{where} has other classes than the model ({", ".join(odd[:5])})')
+    if not names and len(found) != model.num_classes:
+        raise UserError(f'{where} has {len(found)} classes, the model has {model.num_classes}')
+    return names or list(found)

@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..saved_memory import saved_bytes
 from . import build, report, run_folder
 from .data.memory import in_memory, seed_everything, size_at
+from .data.timm_sets import check_named
 from .engine import Run
 from .gradients import Gradients
 from .processes import Processes
@@ -62,6 +63,8 @@ def _needs_folder(recipe: Recipe) -> bool:
 
 def _without_data(recipe: Recipe, processes: Processes) -> Iterator[str]:
     """The plan of a recipe whose data can't be read yet."""
+    if not in_memory(recipe.dataset) and recipe.dataset != 'folder':
+        check_named(recipe)
     known = KNOWN.get(recipe.dataset.removeprefix('torch/'))
     yield (
         f'{recipe.model} on {recipe.dataset}: {known[0]:,} training and {known[1]:,} validation images; '

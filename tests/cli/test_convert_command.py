@@ -8,6 +8,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from train_toys import run_toy, toys  # noqa: F401
 
 from nf_zoo.cli.main import main
 from nf_zoo.inference.loading import load_model
@@ -32,6 +33,15 @@ def test_a_pretrained_control_becomes_a_run(tmp_path: Path, capsys: pytest.Captu
     assert 'Converted from' in (tmp_path / 'hub' / 'wn_resnet20_cifar.mine' / 'README.md').read_text()
     assert main(['convert', 'bn_resnet20_cifar.cifar10', '-o', str(run)]) == 2
     assert 'already holds a run' in capsys.readouterr().err
+
+
+def test_a_run_keeps_the_keywords_of_its_network(tmp_path: Path, toys: None) -> None:  # noqa: F811
+    run_toy(tmp_path / 'bn', model='bn_resnet20_cifar', epochs=1)
+    assert main(['convert', str(tmp_path / 'bn'), '-o', str(tmp_path / 'wn')]) == 0
+    original, converted = load_model(str(tmp_path / 'bn')), load_model(str(tmp_path / 'wn'))
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(converted(x), original(x), rtol=0, atol=1e-5 * original(x).abs().max().item())
+    assert [len(stage) for stage in converted.stages] == [1, 1, 1]
 
 
 def test_weights_of_a_file_and_an_eunnet_fitted_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +75,7 @@ def test_weights_of_a_file_and_an_eunnet_fitted_on_a_folder(tmp_path: Path, caps
         (['bn_resnet20_cifar.cifar10', '--steps', '5'], '--to eunnet'),
         (['bn_resnet20_cifar', '--weights', 'missing.pth'], 'missing.pth'),
         (['bn_resnet20_cifar', '--weights', 'other.safetensors'], 'no classifier'),
+        (['bn_resnet20_cifar', '--weights', 'nan.safetensors'], 'fc.weight holds NaN or infinity'),
     ],
 )
 def test_bad_input_is_one_line(
@@ -76,6 +87,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_file({'a': torch.ones(1)}, 'other.safetensors')
+    save_file({'fc.weight': torch.full((3, 64), float('nan'))}, 'nan.safetensors')
     assert main(['convert', *arguments, '-o', 'run']) == 2
     error = capsys.readouterr().err
     assert words in error and error.count('\n') == 1

@@ -27,7 +27,8 @@ from nf_zoo.export import (
     onnx_file,
     survey,
 )
-from nf_zoo.inference.images import preprocessing, read_image
+from nf_zoo.inference.images import preprocessing
+from nf_zoo.train.data.pictures import read_image
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')

@@ -16,9 +16,10 @@ from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
 from nf_zoo.errors import CheckFailed, UserError
-from nf_zoo.inference.images import RATIO, preprocessing, read_image
+from nf_zoo.inference.images import RATIO, preprocessing
 from nf_zoo.inference.loading import class_names, load_model
 from nf_zoo.inference.predict import predict, predict_files
+from nf_zoo.train.data.pictures import read_image
 
 COLOUR = (200, 100, 50)
 

@@ -177,6 +177,7 @@ def test_a_form_that_differs_is_a_failed_check(run: Path, tmp_path: Path, capsys
         (['--onnx', 'nothing.onnx'], 'nothing.onnx: no such file'),
         (['--onnx', __file__], 'is no ONNX file that runs'),
         (['--dataset', 'toy'], "unknown data set 'toy'"),
+        (['--dataset', 'digits'], 'digits has other classes than the model'),
     ],
 )
 def test_bad_input_is_one_line(run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
@@ -195,3 +196,6 @@ def test_grey_images_get_the_channels_of_the_model(tmp_path: Path) -> None:
 
     model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1])
     assert evaluate(model, 'fashion_mnist', fashion(tmp_path))['n'] == 6
+    model.reset_classifier(11)
+    with pytest.raises(UserError, match='fashion_mnist has 10 classes, the model has 11'):
+        evaluate(model, 'fashion_mnist', fashion(tmp_path))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad, functional
 from torch.nn import functional as F
 
+from nf_zoo.errors import UserError
 from nf_zoo.layers import input_norm
 from nf_zoo.layers.input_norm import NORMS, InputNormConv2d, standardize
 
@@ -173,6 +174,25 @@ def test_vmap_over_images(norm: str) -> None:
     conv, x = eunconv(norm=norm), torch.randn(3, 4, 5, 5, dtype=torch.float64)
     found = torch.func.vmap(lambda image: conv(image[None])[0])(x)
     torch.testing.assert_close(found, conv(x), **EXACT)
+
+
+def test_statistics_over_the_batch_refuse_single_images() -> None:
+    """Their gradients would be those of batches of one image, whose sum is not the gradient of the batch."""
+    conv, x = eunconv(norm='tensor'), torch.randn(3, 4, 5, 5, dtype=torch.float64)
+    parameters = {name: p.detach() for name, p in conv.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(conv, parameters, (x,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(lambda p, image: loss(p, image[None])), in_dims=(None, 0))
+    for work in (lambda: torch.func.vmap(conv)(x[:, None]), lambda: each(parameters, x)):
+        with pytest.raises(UserError, match="norm='tensor' takes its statistics over the whole batch"):
+            work()
+    several = {name: torch.stack([p, 2 * p]) for name, p in parameters.items()}  # an ensemble sees one batch
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(several, x)
+    torch.testing.assert_close(found['weight'][0], torch.func.grad(loss)(parameters, x)['weight'], **EXACT)
+    deep = torch.func.vmap(lambda p: loss(p, loss(p, x) * x))(several)
+    torch.testing.assert_close(deep[0], loss(parameters, loss(parameters, x) * x), **EXACT)
 
 
 @pytest.mark.parametrize(('stride', 'bias'), list(itertools.product([1, 2], [True, False])))

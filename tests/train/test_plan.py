@@ -82,6 +82,7 @@ def test_without_a_folder_a_known_set_has_its_size_and_another_one_is_unknown() 
         {'dataset': 'cifar10', 'data_dir': 'nowhere'},
         {'dataset': 'folder', 'data_dir': 'nowhere'},
         {'dataset': 'torch/cifar1', 'data_dir': 'nowhere'},
+        {'dataset': 'torchvision/cifar10'},
         {'input_size': [2, 16, 16]},
         {'in_chans': 1, 'input_size': [3, 16, 16]},
         {'mixup': 1.0, 'batch_size': 5},

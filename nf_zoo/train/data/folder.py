@@ -17,7 +17,7 @@ from torchvision.datasets import ImageFolder
 from ...errors import UserError, one_line
 from ..recipe import Recipe
 from .memory import Batch, MemorySet, fold_seed, seed_everything
-from .pictures import UNREADABLE, read_picture, refuse_loops
+from .pictures import UNREADABLE, is_picture, look_through, read_picture
 from .pipeline import Pipeline
 
 # Data sets that come as class folders: the folder of their validation images, and names of the folder around it, of
@@ -48,11 +48,13 @@ def open_folders(data_dir: str | None, *splits: str, mode: str = 'RGB') -> tuple
 
 
 def _open(path: Path, mode: str) -> ImageFolder:
-    refuse_loops(path)
+    others = look_through(path)
     try:
-        return ImageFolder(str(path), loader=partial(read_picture, mode=mode))
+        images = ImageFolder(str(path), loader=partial(read_picture, mode=mode), is_valid_file=is_picture)
     except OSError:
         raise UserError(f'{path}: no class folders with images there (expected {path}/CLASS/IMAGE)') from None
+    images.left_out = others
+    return images
 
 
 class MemoryPictures(Dataset):

@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from ...errors import UserError, nearest, one_line
 from ..recipe import Recipe
 from .memory import KNOWN
-from .pictures import read_picture, refuse_loops
+from .pictures import look_through, read_picture
 
 STREAMS = ('hfids', 'tfds', 'wds')
 _PACKAGES = {
@@ -40,14 +40,23 @@ def open_named(recipe: Recipe, split: str) -> 'TimmSet | StreamSet':
     Raises `UserError` for a name that timm doesn't know, a package or data that isn't there, and a set that doesn't say
     how many images or classes it has.
     """
-    _check_name(recipe.dataset)
+    check_named(recipe)
     return (StreamSet if _kind(recipe) in STREAMS else TimmSet)(recipe, split)
 
 
-def _check_name(name: str) -> None:
-    """Raises `UserError` for a name that timm would take for an image folder, because it knows no such set."""
-    kind, _, rest = name.partition('/')
-    if (kind.lower() in _PACKAGES and rest) or (kind == 'torch' and rest.lower() in _TORCH):
+def check_named(recipe: Recipe) -> None:
+    """Raises `UserError` for a set whose packages are missing, and for a name that timm doesn't know.
+
+    timm itself would take such a name for an image folder.
+    """
+    name, kind = recipe.dataset, _kind(recipe)
+    given, _, rest = name.partition('/')
+    if kind in _PACKAGES and rest:
+        missing = [package.replace('_', '-') for package in _PACKAGES[kind] if not find_spec(package)]
+        if missing:
+            raise UserError(f'{kind}/ data sets need {" and ".join(missing)}: pip install {" ".join(missing)}')
+        return
+    if given == 'torch' and rest.lower() in _TORCH:
         return
     known = [*KNOWN, 'folder', *(f'torch/{each}' for each in _TORCH), *(f'{each}/NAME' for each in _PACKAGES)]
     raise UserError(f'unknown data set {name!r} (known: {", ".join(known)}){nearest(name, known)}')
@@ -60,9 +69,6 @@ def _kind(recipe: Recipe) -> str:
 def _open(recipe: Recipe, split: str, **options: Any) -> Any:
     """What timm's ``create_dataset`` makes of the recipe's name."""
     name, root, kind = recipe.dataset, recipe.data_dir, _kind(recipe)
-    missing = [package.replace('_', '-') for package in _PACKAGES.get(kind, ()) if not find_spec(package)]
-    if missing:
-        raise UserError(f'{kind}/ data sets need {" and ".join(missing)}: pip install {" ".join(missing)}')
     if root is None and kind not in ('hfds', 'hfids', 'tfds'):  # which have places of their own
         raise UserError(f'{name} needs its folder: --data-dir DIR')
     if kind in _PACKAGES:
@@ -105,7 +111,7 @@ class TimmSet(Dataset):
     def __init__(self, recipe: Recipe, split: str) -> None:
         self.pictures, self.mode = _open(recipe, split), picture_mode(recipe)
         if isinstance(self.pictures, ImageFolder):  # read like our own folders: nothing but pictures, each once
-            refuse_loops(Path(self.pictures.root))
+            look_through(Path(self.pictures.root))
             self.pictures.loader = partial(read_picture, mode=self.mode)
         self.classes = _classes(self.pictures, recipe)
 
