@@ -26,6 +26,14 @@ def one_line(error: BaseException) -> str:
     return clean(text) or type(error).__name__
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or the GPU has too little memory. torch raises a plain RuntimeError on the CPU."""
+    words = ("can't allocate memory", 'not enough memory', 'out of memory', 'Storage size calculation overflowed')
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
 def extra(module: str, name: str) -> Any:
     """Import ``module``, which belongs to the package's extra ``name``. Raises `UserError` where it is missing."""
     library = module.partition('.')[0]

@@ -3,6 +3,7 @@
 import argparse
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def _convert(args: argparse.Namespace) -> None:
     from ..inference.loading import resolve
     from ..text import say
     from ..train.evaluation import evaluate
-    from ..train.run_folder import check
+    from ..train.run_folder import check, claimed
 
     check(Path(args.output), resume=False)
     source = resolve(args.name, pretrained=args.weights is None)
@@ -71,7 +72,8 @@ def _convert(args: argparse.Namespace) -> None:
     note += (
         '.' if args.to == 'weight_norm' else f', with {CALIBRATION_IMAGES} images; {args.steps or 0} steps of training.'
     )
-    _write(Path(args.output), target, target_name, kwargs, model, dataset, metrics, note)
+    with claimed(Path(args.output), resume=False):
+        _write(Path(args.output), target, target_name, kwargs, model, dataset, metrics, note)
     say(f'wrote {args.output}')
     license = source.facts.get('license') or (getattr(model, 'pretrained_cfg', None) or {}).get('license')
     if license and license != 'apache-2.0':
@@ -103,10 +105,15 @@ def _with_weights(architecture: str, file: str) -> Any:
     from timm.models import load_state_dict
 
     from ..errors import UserError, one_line
-    from ..files import not_finite
+    from ..files import not_finite, refuse_special
 
+    if not Path(file).is_file():
+        refuse_special(Path(file))
+        raise UserError(f'cannot load {file}: no such file')
     try:
-        state = load_state_dict(file, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of how a pickle was written
+            state = load_state_dict(file, weights_only=True)
         bad = not_finite({key: value for key, value in state.items() if isinstance(value, torch.Tensor)})
         if bad:
             raise UserError(f'{file}: {bad} holds NaN or infinity')

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from .. import __version__, _interrupt
-from ..errors import CheckFailed, UserError, nearest
+from ..errors import CheckFailed, UserError, is_out_of_memory, nearest
 from ..text import say
 from . import bench, conversion, evaluate, export, hub, models, signal
 from .parser import Command, Parser, fail
@@ -96,6 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (UserError, CheckFailed, OSError) as error:
         return fail(error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail(UserError('too little memory for this; take smaller batches, smaller images or a smaller network'))
     except KeyboardInterrupt:
         say('nf-zoo: interrupted', sys.stderr)
         return 130

@@ -15,6 +15,7 @@ NAME: dict[str, Any] = dict(metavar='NAME', help='NAME, NAME.TAG or the folder o
 JSON: dict[str, Any] = dict(action='store_true', help='print JSON')
 
 Add = Callable[..., Any]  # a parser's add_argument
+LONGEST = 1500  # letters of an error's line
 
 
 class Command(NamedTuple):
@@ -32,7 +33,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = ''
         if message.startswith('unrecognized arguments: --'):
-            hint = nearest(message.split()[2].partition('=')[0], self.options())
+            given = message.split()[2].partition('=')[0]
+            hint = nearest(given, self.options() - {given})  # another command may have it
         raise UserError(f'{message}{hint} (`{self.prog} --help` shows the usage)')
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -56,6 +58,7 @@ class Parser(argparse.ArgumentParser):
 def fail(error: Exception) -> int:
     """Say what went wrong on standard error, in one line, and return the exit code."""
     text = one_line(error)
+    text = text if len(text) <= LONGEST else f'{text[:LONGEST]} ...'
     if 'huggingface_hub' in sys.modules:
         from ..hub.huggingface import redact
 

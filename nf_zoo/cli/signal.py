@@ -36,6 +36,8 @@ def _signal(args: argparse.Namespace) -> None:
         raise UserError('give the names of networks, or --figure NAME (`nf-zoo signal --help` shows the usage)')
     if args.output:
         check_suffix(args.output)
+        if args.output == args.csv:
+            raise UserError(f'{args.csv} can be the picture or the table; give two names')
     curves, verdicts = _figure(args) if args.figure else _networks(args)
     if args.csv:
         write_whole(args.csv, _csv(curves).encode())
@@ -110,6 +112,8 @@ def _model_args(args: argparse.Namespace) -> dict[str, Any]:
         key, equals, value = item.partition('=')
         if not equals or not key.isidentifier():
             raise UserError(f"--model-kwargs '{item}': give KEY=VALUE")
+        if key in ('pretrained', 'checkpoint_path'):
+            raise UserError(f'--model-kwargs {key}: give --pretrained, NAME.TAG or the folder of a run for weights')
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -162,8 +166,8 @@ def _factor(text: str) -> float:
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number, 0 or more")
+    if not text.isdecimal() or int(text) >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"'{text[:40]}' is not a whole number from 0 to 2^63 - 1")
     return int(text)
 
 

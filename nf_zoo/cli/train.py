@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from ..errors import UserError
+from ..errors import CheckFailed, UserError
 from ..text import say
 from ..train import strict_yaml
 from ..train.engine import train
@@ -43,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         train(recipe, log=say, change=change)
+    except BrokenPipeError:  # not done, whatever `main` makes of a reader that has seen enough
+        raise CheckFailed(
+            f'nothing reads the output any more, so the run has ended; its last checkpoint is in {recipe.run_dir}, '
+            'continue it with --resume'
+        ) from None
     except KeyboardInterrupt as stopped:
         if not int(os.environ.get('RANK', 0)):  # of several processes, one says it
             say(f'nf-zoo: {stopped if isinstance(stopped, Interrupted) else "stopped"}', sys.stderr)

@@ -130,7 +130,9 @@ def gather(
         stored = f' as {dtype}' if dtype else ''
         raise UserError(f'{bad} of the weights holds NaN or infinity{stored}; there is nothing to publish')
     config = _config(model, known, entry, license)
-    _, model_args = parse_config(config, entry)  # what no reader would take is not published either
+    cfg, model_args = parse_config(config, entry)  # what no reader would take is not published either
+    if isinstance(source, nn.Module):
+        _refuse_unfit(name, cfg, model_args, state)
     manifest = _manifest(model, known, entry, license, data, state, model_args)
     files = {WEIGHTS: data, CONFIG: config}
     if origin.curves is not None:
@@ -175,10 +177,27 @@ def _copy(folder: Folder) -> Package:
 
 
 def _of_model(model: Any, facts: dict[str, Any]) -> _Source:
+    if any(t.is_meta for t in model.state_dict().values()):
+        raise UserError("the model is on the device 'meta' and has no weights to publish")
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     if not cfg.get('architecture'):
         raise UserError('no config can be written for a model that timm.create_model has not made')
     return _Source(model, cfg['architecture'], facts)
+
+
+def _refuse_unfit(
+    name: str, cfg: dict[str, Any], model_args: dict[str, Any], state: Mapping[str, torch.Tensor]
+) -> None:
+    """Raises `UserError` unless the weights are those of the network that a reader builds."""
+    fresh = timm.create_model(name, pretrained_cfg=cfg, device='meta', **model_args).state_dict()
+    odd = [
+        key for key in (*fresh, *state) if key not in fresh or key not in state or fresh[key].shape != state[key].shape
+    ]
+    if odd:
+        raise UserError(
+            f'the weights are not those of the {name} that timm.create_model makes ({odd[0]}); publish the network as '
+            'it was before it was folded, pruned or changed'
+        )
 
 
 def _of_folder(folder: Folder, facts: dict[str, Any]) -> _Source:

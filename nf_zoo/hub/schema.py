@@ -91,7 +91,7 @@ MODEL_ARGS: dict[str, Check] = dict.fromkeys(
     [
         *(f.name for f in fields(NfCfg)),
         *('num_classes', 'in_chans', 'global_pool', 'output_stride', 'drop_rate', 'drop_path_rate', 'attn_layer'),
-        *('depths', 'norm', 'scale', 'residual_scaling', 'drop_conv_rate', 'init'),
+        *('depths', 'width', 'norm', 'scale', 'residual_scaling', 'drop_conv_rate', 'init', 'gamma', 'weight_norm'),
     ],
     _either(_scalar, _list(_scalar, 0, 64), _dict(_name, _scalar, 64)),
 ) | {
@@ -101,7 +101,9 @@ MODEL_ARGS: dict[str, Check] = dict.fromkeys(
     'output_stride': _among(8, 16, 32),
     'depths': _list(_whole(1, 1000), 1, 8),
     **dict.fromkeys(('drop_rate', 'drop_path_rate', 'drop_conv_rate'), _either(_null, _number(0, 1))),
-    **dict.fromkeys(('scale', 'residual_scaling'), _among(True, False)),
+    'width': _number(0.01, 16),
+    'gamma': _either(_null, _number(0.01, 100)),
+    **dict.fromkeys(('scale', 'residual_scaling', 'weight_norm'), _among(True, False)),
 }
 
 CONFIG_KEYS: dict[str, Check] = {

@@ -13,7 +13,7 @@ from .folder import Entry, Folder, open_folder, parse_config, remedy
 from .huggingface import Unreachable
 from .index import index
 from .names import CONFIG, WEIGHTS, parse
-from .places import Place, package_places, search_path, warn_once
+from .places import DirPlace, Place, package_places, search_path, warn_once
 
 _logger = logging.getLogger(__name__)
 
@@ -108,7 +108,8 @@ def locate(name: str, tag: str | None = None, place: Place | None = None) -> Ent
 
 def _locate_in(place: Place, name: str, tag: str | None) -> Entry:
     name, tag = parse(f'{name}.{tag}' if tag is not None else name)
-    names = place.names() if tag is None else place.names_offline()
+    # A hub that was named and cannot be listed is an error; a directory is listed without a network.
+    names = place.names() if tag is None or isinstance(place, DirPlace) else place.names_offline()
     tags = [n.partition('.')[2] for n in names if n.partition('.')[0] == name]
     if tag is None and place.pinned:
         tags = tags[:1]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import CheckFailed, UserError
+from ..text import clean
 from ..train.data.pictures import read_image
 from .images import image_files, preprocessing
 from .loading import class_names, load_model
@@ -33,7 +34,11 @@ class PredictReport:
         return [found for _, found in self.rows if isinstance(found, UserError)]
 
     def __str__(self) -> str:
-        read = [(image, found) for image, found in self.rows if not isinstance(found, UserError)]
+        read = [
+            (clean(image), [(clean(name), probability) for name, probability in found])
+            for image, found in self.rows
+            if not isinstance(found, UserError)
+        ]
         left = max((len(image) for image, _ in read), default=0)
         middle = max((len(name) for _, classes in read for name, _ in classes), default=0)
         return '\n'.join(
@@ -98,6 +103,8 @@ def _classify(
     if top < 1:
         raise UserError(f'top must be 1 or more, not {top}')
     net = _in_eval_mode(load_model(model) if isinstance(model, str) else model)
+    if not net.num_classes:
+        raise UserError('the model has no classifier (num_classes=0), so it predicts nothing')
     transform, mode = preprocessing(net)
     names = class_names(net)
     remaining = iter(images)
@@ -131,7 +138,8 @@ def _prepared(image: str | Path | Image.Image, transform: Callable[[Any], Tensor
 @torch.inference_mode()
 def _top(net: nn.Module, x: Tensor, names: list[str], top: int) -> Iterator[Classes]:
     """The most probable classes of each image; none where the logits are not finite."""
-    logits = net(x.to(next(net.parameters()).device)).float().cpu()
+    first = next(net.parameters())
+    logits = net(x.to(first.device, first.dtype)).float().cpu()  # a network in 16 bits too
     values, classes = logits.softmax(1).topk(min(top, len(names)))
     for finite, *row in zip(logits.isfinite().all(1).tolist(), classes.tolist(), values.tolist(), strict=True):
         yield [(names[index], value) for index, value in zip(*row, strict=True)] if finite else []

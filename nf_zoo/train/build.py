@@ -60,6 +60,10 @@ def build_model(recipe: Recipe, classes: Sequence[str] | None, log: Log) -> nn.M
     name = recipe.model
     if ':' not in name and not timm.is_model(name):
         raise UserError(f'unknown model {name!r}{nearest(name.split(".")[0], timm.list_models())}')
+    for key in ('checkpoint_path', 'pretrained'):
+        if key in recipe.model_kwargs:
+            own = 'initial_checkpoint' if key == 'checkpoint_path' else key
+            raise UserError(f'model_kwargs: {key} is not a keyword of the network; use the key {own}')
     weights = recipe.initial_checkpoint
     if weights and not weights.endswith('.safetensors'):
         raise UserError(f'initial_checkpoint {weights}: only .safetensors files are read')

@@ -33,8 +33,9 @@ def totals(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
     was_training = model.training
     model.eval()
     sums, n = torch.zeros(3 + BINS, dtype=torch.float64), 0
+    dtype = next(model.parameters()).dtype  # a network in 16 bits too
     for x, y in batches:
-        logits = model(x).float()
+        logits = model(x.to(dtype)).float()
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == y[:, None]
         loss = F.cross_entropy(logits, y, reduction='sum')
         counts = torch.stack([hits[:, 0].sum().double(), hits.sum().double(), loss.double()])

@@ -102,7 +102,13 @@ def test_an_unknown_model_gets_the_nearest_name(run: Run, command: str, tmp_path
 
 @pytest.mark.parametrize(
     ('error', 'code'),
-    [(UserError('bad\ninput'), 2), (CheckFailed('a check'), 1), (OSError(28, 'No space left on device', 'a.onnx'), 2)],
+    [
+        (UserError('bad\ninput'), 2),
+        (CheckFailed('a check'), 1),
+        (OSError(28, 'No space left on device', 'a.onnx'), 2),
+        (MemoryError(), 2),
+        (torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB.\nMore words'), 2),
+    ],
 )
 def test_failures_become_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int) -> None:
     def fail(args: object) -> None:
@@ -111,6 +117,10 @@ def test_failures_become_one_line(run: Run, monkeypatch: pytest.MonkeyPatch, err
     monkeypatch.setitem(cli.COMMANDS, 'list', (*cli.COMMANDS['list'][:3], fail))
     line = failed(run('list'), code)
     assert 'Errno' not in line
+
+
+def test_too_little_memory_is_one_line(run: Run) -> None:
+    assert 'too little memory' in failed(run('signal', 'eunnet20_cifar', '--img-size', '9999999'))
 
 
 def test_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 from picture_folders import images  # noqa: F401
 from train_toys import toys  # noqa: F401
 
+from nf_zoo.cli import train as command
 from nf_zoo.cli.main import main
 from nf_zoo.train.recipe import GROUPS, TYPES
 from nf_zoo.train.run_folder import read_recipe
@@ -152,3 +153,14 @@ def test_evaluation_on_a_device_that_is_not_there_is_one_line(
     capsys.readouterr()
     assert main(['evaluate', str(tmp_path / 'run'), '--device', 'cuda']) == 2
     assert capsys.readouterr().err == "nf-zoo: error: device 'cuda' is not there; use --device cpu\n"
+
+
+def test_a_run_whose_output_nobody_reads_says_that_it_is_not_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*args: object, **kwargs: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(command, 'train', closed)
+    assert main(['train', 'cifar10/eunnet20_cifar', '--output', str(tmp_path / 'run')]) == 1
+    assert 'nothing reads the output any more' in capsys.readouterr().err

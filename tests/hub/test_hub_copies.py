@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from hub_client import connect
 from hub_server import serve
 from hubs import FACTS, NAME, contents_of, make_model, make_run, one_line, rewrite
 from PIL import Image
+from torch.nn.utils import prune
 
+import nf_zoo
 from nf_zoo import hub
 from nf_zoo.cli import main as cli
 from nf_zoo.errors import CheckFailed, UserError
@@ -88,6 +91,39 @@ def test_what_no_model_can_be_built_from_is_not_published(first: Path, tmp_path:
     with pytest.raises(CheckFailed, match='not weights of') as error:
         hub.publish(f'{NAME}.toy', tmp_path / 'second', tag='other')
     one_line(error)
+
+
+@pytest.mark.parametrize(
+    ('change', 'said'),
+    [
+        (nf_zoo.fold, 'not those of the eunnet20_cifar that timm.create_model makes'),
+        (lambda model: prune.l1_unstructured(model.stages[0][0].conv1, 'weight', 0.5) and model, r'stages.0.0.conv1'),
+        (lambda model: model.to('meta'), "on the device 'meta'"),
+    ],
+)
+def test_a_network_that_nobody_could_load_is_not_published(change: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        hub.publish(change(timm.create_model(NAME, depths=[1, 1, 1])), tmp_path / 'hub', tag='x')
+    one_line(error)
+    assert not (tmp_path / 'hub').exists()
+
+
+@pytest.mark.parametrize(
+    ('name', 'kwargs'),
+    [
+        ('eunnet20_cifar', {'width': 0.5}),
+        ('dm_nf_resnet50', {'depths': [1, 1, 1, 1], 'width': 0.25, 'gamma': 1.5}),
+        ('wn_resnet20_cifar', {'depths': [1, 1, 1], 'weight_norm': False}),
+    ],
+)
+def test_every_keyword_of_a_network_is_published(
+    name: str, kwargs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = timm.create_model(name, num_classes=3, **kwargs).eval()
+    hub.publish(model, tmp_path, f'{name}.mine')
+    monkeypatch.setenv('NF_ZOO_HUB', str(tmp_path))
+    x = torch.randn(1, 3, 32, 32)
+    assert torch.equal(timm.create_model(f'{name}.mine', pretrained=True).eval()(x), model(x))
 
 
 def test_what_is_no_name(first: Path, tmp_path: Path) -> None:
@@ -191,6 +227,7 @@ def test_verify_measures_image_folders(tmp_path: Path) -> None:
 _PEAK = r"""
 import re
 import nf_zoo, timm
+import nf_zoo
 from nf_zoo import hub
 def peak():  # of this program; getrusage has that of the one that started it
     return int(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1]) << 10

@@ -1,5 +1,6 @@
 """Any picture that a user may have becomes class names, or one clear line."""
 
+import copy
 import os
 import socket
 import warnings
@@ -18,7 +19,7 @@ from timm.data import create_transform, resolve_model_data_config
 from nf_zoo.errors import CheckFailed, UserError
 from nf_zoo.inference.images import RATIO, preprocessing
 from nf_zoo.inference.loading import class_names, load_model
-from nf_zoo.inference.predict import predict, predict_files
+from nf_zoo.inference.predict import PredictReport, predict, predict_files
 from nf_zoo.train.data.pictures import read_image
 
 COLOUR = (200, 100, 50)
@@ -233,9 +234,19 @@ def test_pixels_are_bounded_before_decoding(tmp_path: Path) -> None:
         read_image(tmp_path / 'large.tif')
 
 
+def test_a_network_in_16_bits_predicts_the_same(model: torch.nn.Module) -> None:
+    (whole,), (half,) = (
+        predict(model, noise(9, 9), top=10),
+        predict(copy.deepcopy(model).bfloat16(), noise(9, 9), top=10),
+    )
+    assert dict(half) == pytest.approx(dict(whole), abs=0.05)
+
+
 def test_grey_models_take_grey_pictures() -> None:
     grey = timm.create_model('eunnet20_cifar', in_chans=1)
     assert len(predict(grey, noise(9, 9))[0]) == 5
+    with pytest.raises(UserError, match='no classifier'):
+        predict(timm.create_model('eunnet20_cifar', num_classes=0), noise(9, 9))
     with pytest.raises(UserError, match='takes 2 channels'):
         predict(timm.create_model('eunnet20_cifar', in_chans=2), noise(9, 9))
 
@@ -281,6 +292,11 @@ def test_damaged_files_never_do_worse_than_one_line(
         assert read_image(path).mode == 'RGB'
     except UserError as error:
         assert '\n' not in str(error)
+
+
+def test_foreign_names_reach_no_terminal_raw() -> None:
+    text = str(PredictReport([('a\x1b[31m\n.png', [('cat\n\x1b[0m', 0.5), ('dog', 0.25)])]))
+    assert [line.isprintable() for line in text.splitlines()] == [True, True]
 
 
 def test_bad_names_and_numbers() -> None:

@@ -74,6 +74,7 @@ def test_without_a_folder_a_known_set_has_its_size_and_another_one_is_unknown() 
         {'model': 'eunnet20_cifarr'},
         {'model_kwargs': {'depths': 3}},
         {'model_kwargs': {'depths': []}},
+        {'model_kwargs': {'checkpoint_path': 'x.pth'}},
         {'opt': 'sgdd'},
         {'aa': 'nonsense'},
         {'aa': 'rand-m9-x3'},
