@@ -300,12 +300,18 @@ def test_evaluate_needs_a_known_data_set(run: Run, hubs: Path) -> None:
     assert '--data-dir' in failed(run('evaluate', 'eunnet20_cifar.letters', '--dataset', 'cifar10'))
 
 
-def test_evaluate(run: Run, hubs: Path) -> None:
+def test_evaluate(run: Run, hubs: Path, tmp_path: Path) -> None:
     pytest.importorskip('sklearn')
-    code, out, _ = run('evaluate', 'eunnet20_cifar.letters', '--dataset', 'digits', '--json')
+    assert 'digits has other classes than the model' in failed(
+        run('evaluate', 'eunnet20_cifar.letters', '--dataset', 'digits')
+    )
+    numbers = [str(number) for number in range(10)]
+    model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1])
+    folder = nf_zoo.publish(model, tmp_path, 'eunnet20_cifar.digits', dataset='digits', classes=numbers)
+    code, out, _ = run('evaluate', folder, '--json')
     found = json.loads(out)
     assert code == 0 and found['n'] == 360
-    _, out, _ = run('evaluate', 'eunnet20_cifar.letters', '--dataset', 'digits')
+    _, out, _ = run('evaluate', folder)
     assert f'{found["top1"]:.2f} %' in out and f'of {found["n"]}' in out
 
 

@@ -195,7 +195,8 @@ def test_grey_images_get_the_channels_of_the_model(tmp_path: Path) -> None:
     from train_toys import fashion
 
     model = timm.create_model('eunnet20_cifar', depths=[1, 1, 1])
-    assert evaluate(model, 'fashion_mnist', fashion(tmp_path))['n'] == 6
+    folder = fashion(tmp_path)
+    assert evaluate(model, 'fashion_mnist', folder)['n'] == 6
     model.reset_classifier(11)
     with pytest.raises(UserError, match='fashion_mnist has 10 classes, the model has 11'):
-        evaluate(model, 'fashion_mnist', fashion(tmp_path))
+        evaluate(model, 'fashion_mnist', folder)
