@@ -28,10 +28,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import nf_zoo
+from nf_zoo.analysis.plots import new_figure, save
+from nf_zoo.train.curves import COLOURS
 
 COLUMNS = ['batch', 'form', 'lr', 'seed', 'top1', 'n', 'seconds']
 RATES = {  # images a step -> learning rates
-    1: (0.0001, 0.0003, 0.001, 0.003),
+    1: (0.0001, 0.0003, 0.001),
     2: (0.0003, 0.001, 0.003, 0.01),
     8: (0.001, 0.003, 0.01, 0.03),
     32: (0.003, 0.01, 0.03, 0.1),
@@ -118,7 +120,7 @@ def run(form: str, batch: int, lr: float, seed: int, data: tuple[Tensor, ...]) -
 
 def plan(rows: list[dict[str, str]]) -> Iterator[tuple[int, str, float, int]]:
     """The next run of each form and batch size: every rate with seed 0, then the best rate with the other seeds."""
-    forms = [(2, FORMS), (8, FORMS), (1, FORMS), (2, VARIANTS), (32, FORMS)]
+    forms = [(2, FORMS), (8, FORMS), (32, FORMS), (1, FORMS), (2, VARIANTS)]
     for batch, names in forms:
         for form in names:
             done = {(float(r['lr']), int(r['seed'])) for r in rows if (r['batch'], r['form']) == (str(batch), form)}
@@ -163,27 +165,41 @@ def table(rows: list[dict[str, str]]) -> str:
     return '\n'.join(lines)
 
 
-def draw(rows: list[dict[str, str]], path: Path) -> None:
-    """One panel for each number of images a step: accuracy over the learning rate, a line for each form."""
-    import matplotlib.pyplot as plt
+NAMES = {'converted': 'converted (weight normalization)', 'frozen': 'BN, frozen', 'bn': 'BN', 'folded': 'folded'}
 
+
+def draw(rows: list[dict[str, str]], path: Path) -> None:
+    """Left: accuracy of the best rate over the images a step. Right: accuracy over the rate, at two images a step."""
+    figure = new_figure(9.2, 3.8)
+    left, right = figure.subplots(1, 2)
     batches = [batch for batch in RATES if any(r['batch'] == str(batch) for r in rows)]
-    figure, axes = plt.subplots(1, len(batches), figsize=(3.2 * len(batches), 3.2), sharey=True, squeeze=False)
-    for axis, batch in zip(axes[0], batches, strict=True):
-        for form in FORMS:
-            points = sorted(
-                (float(r['lr']), float(r['top1']))
-                for r in rows
-                if (r['batch'], r['form'], r['seed']) == (str(batch), form, '0')
-            )
-            if points:
-                axis.plot(*zip(*points, strict=True), marker='o', label=form)
-        axis.set(xscale='log', xlabel='learning rate', title=f'{batch} image{"s" * (batch > 1)} a step')
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel('top-1 on 3,925 images, %')
-    axes[0][-1].legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    for form, colour in zip(FORMS, COLOURS, strict=False):
+        found = []
+        for batch in batches:
+            own = [r for r in rows if (r['batch'], r['form']) == (str(batch), form)]
+            if own:
+                best = [float(r['top1']) for r in own if float(r['lr']) == best_rate(rows, batch, form)]
+                found.append((batch, statistics.mean(best), min(best), max(best)))
+        x, mean, low, high = zip(*found, strict=True)
+        left.plot(x, mean, marker='o', color=colour, label=NAMES[form])
+        left.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        points = sorted(
+            (float(r['lr']), float(r['top1'])) for r in rows if (r['batch'], r['form'], r['seed']) == ('2', form, '0')
+        )
+        right.plot(*zip(*points, strict=True), marker='o', color=colour)
+    left.set_xscale('log', base=2)
+    left.set_xticks(batches, [str(batch) for batch in batches])
+    left.set(
+        xlabel='images a step', ylabel='top-1 on 3,925 photographs, %', title='the best rate: mean and range of 3 seeds'
+    )
+    right.set(xscale='log', xlabel='learning rate', title='two images a step, one seed')
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(
+        'ResNet-20 with and without batch normalization (BN), fine-tuned with few images a step', fontsize=11
+    )
+    figure.legend(loc='outside lower center', ncols=len(FORMS))
+    save(figure, path)
 
 
 def main() -> None:
