@@ -10,6 +10,7 @@ _DATASETS = {
     'cifar10': ('uoft-cs/cifar10', 'CIFAR-10', 'test'),
     'cifar100': ('uoft-cs/cifar100', 'CIFAR-100', 'test'),
     'imagenette': ('frgfm/imagenette', 'Imagenette', 'validation'),
+    'folder': (None, 'a folder of pictures', 'validation'),
 }
 _CIFAR = (
     'The authors of CIFAR state no licence for its images, which were collected from the web. They ask that the report '

@@ -68,3 +68,9 @@ def test_dead_blocks_are_counted() -> None:
     manifest, config = manifest_and_config()
     manifest['blocks'] = {'stages.0.0': {'share': 0.5}, 'stages.0.1': {'share': 0.0}}
     assert 'Dead blocks: 1 of 2.' in card.render(manifest, config, curves=False)
+
+
+def test_a_folder_of_ones_own_is_called_so() -> None:
+    manifest, config = manifest_and_config()
+    text = card.render(manifest | {'dataset': 'folder'}, config, curves=False)
+    assert 'trained on a folder of pictures (10 classes)' in text and 'the terms of their source hold' in text
