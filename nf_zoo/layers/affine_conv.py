@@ -8,8 +8,10 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .recomputed import recomputed_conv
 from .std_conv import plain_conv
 
 
@@ -28,14 +30,33 @@ class FactorConv2d(nn.Conv2d):
         return weight, bias
 
 
-def _add_before(
-    x: Tensor, pre: Tensor, weight: Tensor, bias: Tensor | None, pointwise: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Input and bias with which the convolution gives conv(x + pre). A 1x1 convolution takes ``pre`` into its bias."""
-    if not pointwise:
-        return x + pre.to(x.dtype).view(-1, 1, 1), bias
+def _before(pre: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The bias with which a convolution without padding gives conv(x + pre)."""
     shift = (weight * pre.view(1, -1, 1, 1)).sum((1, 2, 3))
-    return x, shift if bias is None else bias + shift
+    return shift if bias is None else bias + shift
+
+
+def _add(x: Tensor, pre: Tensor | None) -> Tensor:
+    return x if pre is None else x + pre.to(x.dtype).view(-1, 1, 1)
+
+
+def shifted_conv(
+    x: Tensor,
+    pre: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """conv2d(x + pre, weight, bias, ...), with the memory of conv2d(x, ...). Autograd would save the sum."""
+    if not torch.jit.is_scripting():
+        return recomputed_conv(_add, x, pre, weight, bias, (stride, padding, dilation, groups))
+    return F.conv2d(_add(x, pre), weight, bias, stride, padding, dilation, groups)
+
+
+torch.fx.wrap('shifted_conv')  # fx can't look into an autograd.Function
 
 
 class AffineConv2d(FactorConv2d):
@@ -51,10 +72,13 @@ class AffineConv2d(FactorConv2d):
             pre, post: Biases: one scalar (1,), or one number for each channel (in,) and (out,).
         """
         weight, bias = self.scaled(factor)
-        if pre is not None:
-            x, bias = _add_before(x, pre, weight, bias, self.kernel_size == (1, 1))
+        if pre is not None and self.kernel_size == (1, 1):
+            bias = _before(pre, weight, bias)
         if post is not None:
             bias = post.expand(self.out_channels) if bias is None else bias + post
+        if pre is not None and self.kernel_size != (1, 1):
+            conv = (self.stride, self.padding, self.dilation, self.groups)
+            return shifted_conv(x, pre, weight, bias, *conv)  # type: ignore[arg-type]
         return self._conv_forward(x, weight, bias)
 
     def fuse(self) -> nn.Conv2d:
@@ -72,12 +96,48 @@ class PreBiasConv2d(FactorConv2d):
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
         """``x`` (N, in, H, W); ``factor``: a scalar (1,) that multiplies the output."""
         weight, _ = self.scaled(factor)
-        x, bias = _add_before(x, self.pre_bias, weight, None, self.kernel_size == (1, 1))
-        return self._conv_forward(x, weight, bias)
+        if self.kernel_size == (1, 1):
+            return self._conv_forward(x, weight, _before(self.pre_bias, weight, None))
+        conv = (self.stride, self.padding, self.dilation, self.groups)
+        return shifted_conv(x, self.pre_bias, weight, None, *conv)  # type: ignore[arg-type]
 
     def fuse(self) -> nn.Module:
         """A plain convolution. Where it pads, a :class:`Shift` adds the bias before it."""
         return biased(plain_conv(self, self.weight, None), self.pre_bias)
+
+
+def _relu(x: Tensor, _: Tensor | None) -> Tensor:
+    return x.relu()
+
+
+def relu_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> Tensor:
+    """conv2d(relu(x), weight, bias, ...). Autograd keeps x instead of relu(x)."""
+    if not torch.jit.is_scripting():
+        return recomputed_conv(_relu, x, None, weight, bias, (stride, padding, dilation, groups))
+    return F.conv2d(_relu(x, None), weight, bias, stride, padding, dilation, groups)
+
+
+torch.fx.wrap('relu_conv')
+
+
+class ReluConv2d(nn.Conv2d):
+    """W relu(x) + b, for a block that needs x itself again. Autograd keeps x, and not relu(x) beside it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = (self.stride, self.padding, self.dilation, self.groups)
+        return relu_conv(x, self.weight, self.bias, *conv)  # type: ignore[arg-type]
+
+    def fuse(self) -> nn.Conv2d:
+        """The plain convolution, without the ReLU, which the block at inference has."""
+        return plain_conv(self, self.weight, self.bias)
 
 
 class Fill(nn.ConstantPad2d):

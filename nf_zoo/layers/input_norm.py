@@ -4,24 +4,51 @@ Nguyen et al. (2023), equation 8: :math:`y = W (x - \mu) / \sqrt{\sigma^2 + \eps
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from ..errors import UserError, nearest
 from .affine_conv import FactorConv2d
+from .recomputed import Before, is_transformed, recomputed_conv
 
 NORMS = ('sample', 'tensor', 'l2')
 LARGE = 1 << 19  # numbers in a batch of features: more than the cache of a core holds
 
 
+def standardize_images(x: Tensor, eps: float) -> Tensor:
+    """Normalise each image of (N, C, H, W) to mean 0 and variance 1."""
+    as_channels = x.is_cuda and x.numel() > len(x)  # batch normalization refuses no number, and a single one
+    if not torch.jit.is_scripting():
+        as_channels = as_channels and not is_transformed()  # vmap can't tell the memory format
+    if as_channels:
+        return _as_channels(x, eps)
+    return F.group_norm(x, 1, None, None, eps)
+
+
+torch.fx.wrap('standardize_images')  # a tracer can't tell where its tensors are
+
+
+def _as_channels(x: Tensor, eps: float) -> Tensor:
+    """The same by batch normalization, in which the images are the channels of one image.
+
+    Its kernels for a GPU read the features once for both moments, and once more in backward. Those of group
+    normalization copy features in channels_last, and under autocast they compute in float32.
+    """
+    n, c, h, w = x.shape
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    rows = (x.permute(0, 2, 3, 1) if last else x).reshape(1, n, c * h * w)
+    y = F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=eps)
+    return y.view(n, h, w, c).permute(0, 3, 1, 2) if last else y.view(n, c, h, w)
+
+
 def standardize(x: Tensor, norm: str, eps: float) -> Tensor:
     """Normalise features (N, C, H, W): per image ('sample'), over the whole batch ('tensor'), or per pixel ('l2')."""
     if norm == 'sample':
-        return F.group_norm(x, 1, None, None, eps)
+        return standardize_images(x, eps)
     if norm == 'tensor':
         var, mean = torch.var_mean(x, unbiased=False)
         return (x - mean) * torch.rsqrt(var + eps)
@@ -43,35 +70,8 @@ class Standardize(nn.Module):
         return f'norm={self.norm}'
 
 
-class _InputNormConv(torch.autograd.Function):
-    """conv2d(standardize(x)) that saves x and the weight for backward.
-
-    Autograd would save the normalised input as well, which doubles the memory. Backward computes it again.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.args = norm, eps, conv
-        return _conv(x, weight, bias, norm, eps, conv)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        norm, eps, (stride, padding, dilation, groups) = ctx.args
-        again = torch.is_grad_enabled()  # the caller will differentiate the gradients: keep their graph
-        with torch.enable_grad():
-            x = x if again else x.detach().requires_grad_()
-            y = standardize(x, norm, eps)
-        # Under autocast the gradient has the convolution's dtype. Autograd casts the results to the inputs' dtypes.
-        options = (stride, padding, dilation, False, [0, 0], groups, list(ctx.needs_input_grad[:3]))
-        inputs = y.to(grad.dtype), weight.to(grad.dtype)
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(grad, *inputs, [len(weight)], *options)
-        if grad_x is not None:
-            (grad_x,) = torch.autograd.grad(y, x, grad_x.to(y.dtype), create_graph=again)
-        return grad_x, grad_weight, grad_bias, None, None, None
+def _standardized(norm: str, eps: float) -> Before:
+    return lambda x, _: standardize(x, norm, eps)
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]) -> Tensor:
@@ -107,19 +107,9 @@ def _conv_then_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, 
     return torch.addcmul(shift[:, :, None, None], out, rstd.view(-1, 1, 1, 1), out=out)
 
 
-def _is_watched(*tensors: Tensor | None) -> bool:
-    """Whether a tracer, a compiler, torch.func or forward-mode differentiation must see plain operators."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return True
-    # torch.func has no public function that says whether one of its transforms is active.
-    if torch._C._are_functorch_transforms_active():
-        return True
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-
-
 def _refuse_single_images(x: Tensor, weight: Tensor) -> None:
     """Raises `UserError` under a vmap over images, such as gradients of each image. A vmap over weights is fine."""
-    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or not is_transformed():
         return
     if _is_batched(x) and not _is_batched(weight):
         raise UserError(
@@ -153,10 +143,9 @@ def input_norm_conv(
     if not torch.jit.is_scripting():
         if norm == 'tensor':
             _refuse_single_images(x, weight)
-        if not _is_watched(x, weight, bias):
-            conv = (stride, padding, dilation, groups)
-            run = _InputNormConv.apply if torch.is_grad_enabled() else _conv
-            return run(x, weight, bias, norm, eps, conv)
+        conv = (stride, padding, dilation, groups)
+        run = partial(_conv, x, weight, bias, norm, eps, conv)
+        return recomputed_conv(_standardized(norm, eps), x, None, weight, bias, conv, run)
     return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, nearest
 from ..folding.blocks import PreBlock
+from ..layers.affine_conv import ReluConv2d
 from ..net.branch import ResidualBlock, add_scalar
 from ..net.layout import Site, cifar, cifar_wide, cifar_wide_basic, imagenet, imagenet_basic
 from ..net.network import ResNet
@@ -40,12 +41,15 @@ C = 0.5**0.5
 class IdShortBlock(ResidualBlock):
     """x' = c (h + F(z)), z = a(x), h = x."""
 
+    first: type[nn.Conv2d] = nn.Conv2d  # the first convolution of F where h is x or s x
+
     def __init__(self, site: Site, attn_layer: str | None = None, **dd: Any):
         super().__init__()
         conv = partial(nn.Conv2d, bias=False, **dd)
         self.c = C
         self.downsample = self.make_shortcut(site, conv)
-        self.add_branch(site, conv, attn_layer=attn_layer, **dd)
+        first = conv if self.downsample is not None else partial(self.first, bias=False, **dd)
+        self.add_branch(site, conv, first, attn_layer=attn_layer, **dd)
 
     @staticmethod
     def make_shortcut(site: Site, conv: Callable[..., nn.Module]) -> nn.Module | None:
@@ -63,8 +67,13 @@ class IdShortBlock(ResidualBlock):
 
 
 class LearnScalarBlock(IdShortBlock):
-    """x' = c (h + F(z)), z = a(x), h = s x."""
+    """x' = c (h + F(z)), z = a(x), h = s x.
 
+    The gradient of s needs x, and that of F's first convolution needs z. Where both are needed, that convolution takes
+    x and computes z itself, again in backward, so that x alone is kept.
+    """
+
+    first = ReluConv2d
     scale: Tensor
 
     def __init__(self, site: Site, attn_layer: str | None = None, **dd: Any):
@@ -73,9 +82,10 @@ class LearnScalarBlock(IdShortBlock):
             add_scalar(self, 'scale', 1.0, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.downsample is None:
+            return self.c * (self.scale * x + self.branch(x))
         z = self.act(x)
-        h = self.scale * x if self.downsample is None else self.downsample(z)
-        return self.c * (h + self.branch(z))
+        return self.c * (self.downsample(z) + self.branch(z))
 
     def fuse(self) -> PreBlock:
         """The block at inference, with c in the last convolutions. c s stays a factor of an identity shortcut."""

@@ -52,7 +52,7 @@ class FixupBlock(ResidualBlock):
         self.add_branch(site, conv, attn_layer=attn_layer, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x if self.downsample is None else self.downsample(x + self.bias1a.to(x.dtype))
+        h = x if self.downsample is None else self.downsample(x, pre=self.bias1a)
         return (h + self.shifted_branch(x)).relu()
 
     def shifted_branch(self, x: Tensor) -> Tensor:

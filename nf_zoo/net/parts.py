@@ -26,8 +26,11 @@ class PadShortcut(nn.Module):
         self.new_chs = site.out_chs - site.in_chs
         self.gain = gain
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pre: Tensor | None = None) -> Tensor:
+        """``pre``: a scalar (1,) that is added to x first."""
         x = x[:, :, :: self.stride, :: self.stride]
+        if pre is not None:
+            x = x + pre.to(x.dtype)
         if self.gain != 1.0:
             x = self.gain * x
         return F.pad(x, (0, 0, 0, 0, 0, self.new_chs)) if self.new_chs else x

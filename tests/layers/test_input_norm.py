@@ -287,3 +287,26 @@ def test_autocast_gives_gradients_in_the_parameters_dtype() -> None:
     assert y.dtype == torch.bfloat16
     y.float().square().sum().backward()
     assert {t.grad.dtype for t in (x, conv.weight, conv.bias)} == {torch.float32}
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_the_way_of_a_gpu_computes_the_same(layout: torch.memory_format) -> None:
+    """Values, gradients and second derivatives of the batch normalization of rows, in which images are channels."""
+    x = (3 + 2 * torch.randn(3, 4, 5, 6, dtype=torch.float64)).to(memory_format=layout).requires_grad_()
+
+    def derivatives(y: Tensor) -> tuple[Tensor, ...]:
+        (grad,) = torch.autograd.grad(y.cos().sum(), x, create_graph=True)
+        return y, grad, *torch.autograd.grad(grad.sin().sum(), x)
+
+    found = derivatives(input_norm._as_channels(x, 1e-5))
+    torch.testing.assert_close(found, derivatives(by_equation(x, 'sample', 1e-5)), **EXACT)
+    assert found[0].is_contiguous(memory_format=layout)
+
+
+def test_the_way_of_a_gpu_serves_every_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_norm, 'standardize_images', input_norm._as_channels)
+    conv = eunconv(norm='sample')
+    x = torch.randn(2, 4, 4, 3, dtype=torch.float64, requires_grad=True)
+    expected = F.conv2d(by_equation(x, 'sample', conv.eps), conv.weight, conv.bias, 2, 1, 1, 2)
+    torch.testing.assert_close(conv(x), expected, **EXACT)
+    assert torch.autograd.gradcheck(conv, (x,)) and torch.autograd.gradgradcheck(conv, (x,))
