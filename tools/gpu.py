@@ -2,152 +2,94 @@
 
     python -m tools.gpu steps|compiled|profile|warm --json FILE [--model NAME ...]
 
-``steps``: every network in its eager form. ``compiled``: some of them by torch.compile. Each stands against timm's
+``steps``: every network in its eager form. ``compiled``: the same by torch.compile. Each stands against timm's
 resnet50 in the same form; networks take turns, medians count. ``profile``: the largest kernels of one network.
-``warm``: compile a network and throw it away, so that the compiler's cache has it. Parameters are in float32 and
-channels_last, autocast computes in bfloat16.
+``warm``: compile a network and throw it away, so that the compiler's cache has it. What is measured, and how, is that
+of `nf-zoo bench training --dtype bf16` and `nf-zoo bench memory --dtype bf16`, but a network that fails doesn't keep
+the others from being measured, and there is a limit of time.
 """
 
 import argparse
-import gc
 import json
 import math
-import platform
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 import nf_zoo  # noqa: F401
-from nf_zoo.bench.measure import floor_of
+from nf_zoo.bench.measure import interleaved, quartiles
+from nf_zoo.bench.memory import peak_bytes
+from nf_zoo.bench.output import machine
+from nf_zoo.bench.peers import open_peers
+from nf_zoo.bench.settings import Settings, Step
 from nf_zoo.files import write_whole
 
 PEER = 'resnet50'
+# The most important ones first: a limit of time may cut the list.
 NETWORKS = (
-    'resnet50 eunnet50 floor nf_resnet50 fixup_resnet50 skipinit_resnet50 rescalenet50 wn_resnet50 convshort_resnet50 '
-    'idshort_resnet50 resnet50_gn'
+    'resnet50 eunnet50 nf_resnet50 wn_resnet50 skipinit_resnet50 fixup_resnet50 rescalenet50 idshort_resnet50 '
+    'learnscalar_resnet50 floor resnet50_gn convshort_resnet50'
 ).split()
-COMPILED = ['resnet50', 'eunnet50', 'nf_resnet50']
-PER_ROUND = 3  # steps in a row; the first of them is not counted
 
 
-def build(name: str, device: torch.device) -> nn.Module:
-    """``floor``: eunnet50 with plain convolutions, so without normalisation."""
-    model = floor_of(timm.create_model('eunnet50')) if name == 'floor' else timm.create_model(name)
-    return model.train().to(device).to(memory_format=torch.channels_last)
+def build(name: str) -> nn.Module:
+    """``floor``: the ResNet-50 of plain convolutions, with EUNNet's shortcuts."""
+    if name == 'floor':
+        return open_peers('eunnet50', timm.create_model('eunnet50'), ['floor'])['floor']
+    return timm.create_model(name)
 
 
-class Step:
-    """Forward, backward and an update of SGD on one batch."""
-
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, compiled: bool = False) -> None:
-        self.model, self.x, self.y = model, x, y
-        self.forward: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-    def __call__(self) -> None:
-        with torch.autocast(self.x.device.type, torch.bfloat16):
-            loss = F.cross_entropy(self.forward(self.x), self.y)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def kept(self) -> int:
-        """Bytes of weights, gradients and momentum."""
-        return sum(3 * p.numel() * p.element_size() for p in self.model.parameters())
-
-
-def images(batch: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    x = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
-    return x, torch.randint(0, 10, (batch,), device=device)
-
-
-def milliseconds(step: Callable[[], object], count: int, device: torch.device) -> float:
-    """Of one of ``count`` steps in a row, on the device's own clock."""
-    if device.type != 'cuda':
-        began = time.perf_counter()
-        for _ in range(count):
-            step()
-        return 1e3 * (time.perf_counter() - began) / count
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(count):
-        step()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / count
-
-
-def peak(step: Step, device: torch.device) -> float | None:
-    """MiB that a step takes beyond weights, gradients and momentum; None where the device does not count them."""
-    step()
-    if device.type != 'cuda':
-        return None
-    gc.collect()
-    torch.cuda.synchronize()
-    gradients = sum(p.numel() * p.element_size() for p in step.model.parameters())
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before - gradients) / 2**20
-
-
-def measure(
-    names: list[str],
-    batch: int,
-    size: int,
-    rounds: int,
-    device: torch.device,
-    compiled: bool = False,
-    seconds: float = math.inf,
-) -> list[dict[str, Any]]:
+def measure(names: list[str], settings: Settings, seconds: float = math.inf) -> list[dict[str, Any]]:
     """A row for each network that runs; one that fails says why instead. No round begins after ``seconds``."""
     start = time.perf_counter()
-    x, y = images(batch, size, device)
+    batch, device = settings.batch_size or 8, settings.device
     steps: dict[str, Step] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
         began = time.perf_counter()
-        row = rows[name] = {'name': name, 'compiled': compiled, 'batch': batch, 'size': size}
+        row = rows[name] = {'name': name, 'compiled': settings.compiled, 'batch': batch, 'size': settings.img_size}
+        if steps and began - start > seconds:
+            row['error'] = 'no time was left'
+            continue
         try:
-            step = Step(build(name, device), x, y, compiled)
-            row['activations_mib'] = peak(step, device)
+            model = build(name)
+            step = Step(model, *settings.images(model, batch), settings, keep=True)
+            step()
+            row['activations_mib'] = peak_bytes(step, device) / 2**20
+            step.keep = False
             steps[name] = step
         except Exception as error:  # the others go on
             row['error'] = ' '.join(str(error).split())[:500]
         row['start_seconds'] = round(time.perf_counter() - began, 1)
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds):
+    for number in range(settings.rounds or 7):
         if number and time.perf_counter() - start > seconds:
             break
-        for name, step in steps.items():
-            step()
-            times[name].append(milliseconds(step, PER_ROUND - 1, device))
+        for name, found in interleaved(dict(steps), 1, device=device).items():
+            times[name] += found
     for name, found in times.items():
         row = rows[name]
-        row['step_ms'] = statistics.median(found)
-        row['step_ms_all'] = found
-        row['images_per_second'] = 1e3 * batch / row['step_ms']
+        low, middle, high = quartiles(found)
+        row |= {'step_ms': middle, 'step_ms_quartiles': [low, high], 'step_ms_all': found}
+        row['images_per_second'] = 1e3 * batch / middle
         peer = rows.get(PEER, {})
         if times.get(PEER):
-            row['throughput_of_peer'] = statistics.median(times[PEER]) / row['step_ms']
-        if row['activations_mib'] and peer.get('activations_mib'):
+            row['throughput_of_peer'] = quartiles(times[PEER]).median / middle
+        if peer.get('activations_mib'):
             row['activations_of_peer'] = row['activations_mib'] / peer['activations_mib']
     return list(rows.values())
 
 
-def profiled(name: str, batch: int, size: int, device: torch.device, top: int = 30) -> dict[str, Any]:
+def profiled(name: str, settings: Settings, top: int = 30) -> dict[str, Any]:
     """Kernels of one step by their share of the device's time, the largest first."""
     from torch.profiler import ProfilerActivity, profile
 
-    step = Step(build(name, device), *images(batch, size, device))
+    device, model = settings.device, build(name)
+    step = Step(model, *settings.images(model, settings.batch_size or 8), settings)
     step()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == 'cuda' else [])]
     with profile(activities=kinds) as found:
@@ -163,22 +105,11 @@ def profiled(name: str, batch: int, size: int, device: torch.device, top: int = 
     largest = sorted(spent.items(), key=lambda item: -item[1][0])[:top]
     return {
         'name': name,
-        'batch': batch,
-        'size': size,
+        'batch': settings.batch_size,
+        'size': settings.img_size,
         'total_ms': total / 1e3,
         'kernels': [{'name': k, 'ms': t / 1e3, 'share': t / total, 'calls': n} for k, (t, n) in largest],
     }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    facts: dict[str, Any] = {'python': platform.python_version(), 'torch': torch.__version__, 'timm': timm.__version__}
-    if device.type == 'cuda':
-        facts |= {
-            'gpu': torch.cuda.get_device_name(),
-            'cuda': torch.version.cuda,
-            'cudnn': torch.backends.cudnn.version(),
-        }
-    return facts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -194,27 +125,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--seconds', type=float, default=math.inf, help='no round begins after so many')
     args = parser.parse_args(argv)
-    device, sizes = torch.device(args.device), (args.batch_size, args.img_size)
+    settings = Settings(
+        batch_size=args.batch_size,
+        img_size=args.img_size,
+        device=torch.device(args.device),
+        bfloat16=True,
+        compiled=args.what in ('compiled', 'warm'),
+        rounds=args.rounds,
+    )
     if args.what == 'warm':
-        for name in args.model or COMPILED:
-            Step(build(name, device), *images(*sizes, device), compiled=True)()
+        for name in args.model or NETWORKS:
+            model = build(name)
+            Step(model, *settings.images(model, args.batch_size), settings)()
         return 0
     found: Any
     if args.what == 'profile':
-        found = [profiled(name, *sizes, device) for name in args.model or ['eunnet50']]
+        found = [profiled(name, settings) for name in args.model or ['eunnet50']]
         for row in found:
             print(f'{row["name"]}: {row["total_ms"]:.1f} ms in kernels')
             for kernel in row['kernels'][:15]:
                 print(f'  {kernel["share"]:6.1%} {kernel["ms"]:8.2f} ms {kernel["calls"]:5d} x {kernel["name"][:110]}')
     else:
-        compiled = args.what == 'compiled'
-        names = args.model or (COMPILED if compiled else NETWORKS)
-        found = measure(names, *sizes, args.rounds, device, compiled, args.seconds)
+        found = measure(args.model or NETWORKS, settings, args.seconds)
         for row in found:
             print(_line(row))
     if args.json:
         known = json.loads(args.json.read_text()) if args.json.exists() else {}
-        known |= {'machine': machine(device), args.what: found}
+        known |= {'machine': machine(settings.device), args.what: found}
         write_whole(args.json, (json.dumps(known, indent=1) + '\n').encode())
     return 0
 

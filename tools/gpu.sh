@@ -23,15 +23,18 @@ part() { # NAME SECONDS COMMAND ...
 }
 
 nvidia-smi 2>&1 | tee -a "$log" | head -15
-# Three networks compile while the tests run, each in a process of its own. The three share the memory of one card, so
-# their batch is half that of the eager steps.
-warm=()
-for name in resnet50 eunnet50 nf_resnet50; do
-  timeout -k 5 $((100 * ${SECONDS_FACTOR:-1})) "$python" -m tools.gpu warm --batch-size 128 --model $name $options >"$out/warm-$name.log" 2>&1 &
-  warm+=($!)
-done
-part tests 85 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider --durations 5 --timeout 100
-wait "${warm[@]}"
-part steps 70 "$python" -m tools.gpu steps --seconds 45 --json "$json" $options
+# The networks compile while the tests run, four at a time, each in a process of its own. They share the memory of one
+# card, so their batch is half that of the eager steps.
+networks='resnet50 eunnet50 nf_resnet50 wn_resnet50 skipinit_resnet50 fixup_resnet50 rescalenet50 idshort_resnet50 learnscalar_resnet50'
+warm() {
+  timeout -k 5 $((100 * ${SECONDS_FACTOR:-1})) "$python" -m tools.gpu warm --batch-size 128 --model "$1" $options >"$out/warm-$1.log" 2>&1
+}
+export -f warm
+export python out options
+echo $networks | xargs -n 1 -P 4 bash -c 'warm "$0"' &
+warming=$!
+part tests 110 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider --durations 5 --timeout 100
+for _ in $(seq 60); do kill -0 $warming 2>/dev/null || break; sleep 1; done
+part compiled 110 "$python" -m tools.gpu compiled --batch-size 128 --seconds 90 --json "$json" --model $networks $options
 part profile 30 "$python" -m tools.gpu profile --json "$json" $options
-part compiled 60 "$python" -m tools.gpu compiled --batch-size 128 --seconds 40 --json "$json" $options
+part steps 90 "$python" -m tools.gpu steps --seconds 70 --json "$json" $options

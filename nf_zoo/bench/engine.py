@@ -12,17 +12,18 @@ from ..train.data.memory import MemorySet
 from ..train.engine import Run
 from ..train.progress import StopSignal
 from ..train.recipe import Recipe
-from .measure import BenchRow, interleaved
+from .measure import Advance, BenchRow, interleaved
 
 RECIPE: dict[str, Any] = dict(model='eunnet20_cifar', smoothing=0.0, lr=0.01, sched_on_updates=True)
 
 
-def bench_engine(rounds: int = 7, steps: int = 20, **options: Any) -> list[BenchRow]:
+def bench_engine(rounds: int = 7, steps: int = 20, advance: Advance = lambda: None, **options: Any) -> list[BenchRow]:
     """One epoch of the training engine and of a bare loop over the same model and batches, in turn.
 
     Args:
         rounds: Epochs of each that count.
         steps: Updates of an epoch.
+        advance: Called after each measurement.
         **options: Keys of a recipe, such as model and batch_size.
     """
     recipe = Recipe().with_options({**RECIPE, 'log_interval': steps, **options})
@@ -49,7 +50,6 @@ def bench_engine(rounds: int = 7, steps: int = 20, **options: Any) -> list[Bench
                 optimizer.zero_grad(set_to_none=True)
 
         with allocator.keep_freed():  # for both, as in a run
-            times = interleaved({'engine': engine, 'loop': loop}, rounds)
-    return [
-        BenchRow(f'{recipe.model}: training step', 'bare loop', times['engine'] / steps, times['loop'] / steps, 'ms')
-    ]
+            times = interleaved({'engine': engine, 'loop': loop}, rounds, device=run.device, advance=advance)
+    engines, loops = ([t / steps for t in times[name]] for name in ('engine', 'loop'))
+    return [BenchRow(f'{recipe.model}: training step', 'bare loop', engines, loops, 'ms', recipe.model)]

@@ -19,7 +19,7 @@ from ..train.data.memory import MemorySet
 from ..train.engine import Run
 from ..train.progress import StopSignal
 from ..train.recipe import Recipe
-from .measure import BenchRow, interleaved
+from .measure import Advance, BenchRow, interleaved
 
 # The settings of configs/cifar10/eunnet20_cifar.yaml that an epoch's time depends on.
 RECIPE: dict[str, Any] = dict(
@@ -29,7 +29,9 @@ RECIPE: dict[str, Any] = dict(
 IMAGES = 50_000
 
 
-def bench_epoch(rounds: int = 3, steps: int = 20, workers: int = 4, **options: Any) -> list[BenchRow]:
+def bench_epoch(
+    rounds: int = 3, steps: int = 20, workers: int = 4, advance: Advance = lambda: None, **options: Any
+) -> list[BenchRow]:
     """Seconds of an epoch of CIFAR-10's 50,000 images: at full size, and the mean of the recipe's epochs.
 
     Most of the recipe's epochs have smaller crops. timm's side has timm's defaults: single pictures, random resized
@@ -39,6 +41,7 @@ def bench_epoch(rounds: int = 3, steps: int = 20, workers: int = 4, **options: A
         rounds: Measurements that count.
         steps: Updates of a measurement.
         workers: timm's worker processes.
+        advance: Called after each measurement.
         **options: Keys of a recipe in place of `RECIPE`'s.
     """
     recipe = Recipe().with_options({**RECIPE, 'log_interval': steps, **options})
@@ -61,14 +64,16 @@ def bench_epoch(rounds: int = 3, steps: int = 20, workers: int = 4, **options: A
                 sets,
             )
             calls[str(side)] = _engine(run)
-        times = {
-            name: t / 1e3 / steps * (IMAGES // recipe.batch_size) for name, t in interleaved(calls, rounds).items()
-        }
-    mean = sum(part * times[str(side)] for part, (_, side) in zip(spans, starts, strict=True))
+        epochs = IMAGES // recipe.batch_size / steps / 1e3  # of a measurement's milliseconds, in seconds
+        found = interleaved(calls, rounds, device=run.device, advance=advance)
+        times = {name: [epochs * t for t in values] for name, values in found.items()}
+    shares = zip(spans, starts, strict=True)
+    weighted = [[part * t for t in times[str(side)]] for part, (_, side) in shares]
+    mean = [sum(parts) for parts in zip(*weighted, strict=True)]
     peer = "timm's loader and loop"
     return [
-        BenchRow(f'{recipe.model}: epoch at full size', peer, times['32'], times['timm'], 's'),
-        BenchRow(f'{recipe.model}: mean epoch of the recipe', peer, mean, times['timm'], 's'),
+        BenchRow(f'{recipe.model}: epoch at full size', peer, times['32'], times['timm'], 's', recipe.model),
+        BenchRow(f'{recipe.model}: mean epoch of the recipe', peer, mean, times['timm'], 's', recipe.model),
     ]
 
 

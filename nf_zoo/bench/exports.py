@@ -4,7 +4,6 @@ The peers: "timm nf" is timm's ONNX export of its nf_resnet50, "BN" timm's expor
 network without normalisation, "eager" the unfolded network in PyTorch.
 """
 
-import statistics
 import tempfile
 import time
 import warnings
@@ -25,7 +24,7 @@ from ..export import ExportReport, export_aoti, export_onnx, export_pt2, export_
 from ..export.survey import randomize
 from ..folding.network import fold
 from .kits import bench_kits
-from .measure import BenchRow, floor_of, interleaved
+from .measure import Advance, BenchRow, floor_of, interleaved
 
 Run = Callable[[Tensor], object]
 NF, EUN = 'nf_resnet50', 'eunnet50'
@@ -37,25 +36,42 @@ FORMATS: dict[str, Callable[..., ExportReport]] = {
 }
 
 
-def bench_export(rounds: int = 11, side: int = 224, formats: Sequence[str] = tuple(FORMATS)) -> list[BenchRow]:
-    """Measure nf_resnet50 and eunnet50, folded, in every format, at batch 1 and 8.
+def bench_export(
+    rounds: int = 11,
+    img_size: int = 224,
+    formats: Sequence[str] = tuple(FORMATS),
+    batch_size: int | None = None,
+    advance: Advance = lambda: None,
+) -> list[BenchRow]:
+    """Measure nf_resnet50 and eunnet50, folded, in every format.
 
     With one thread (``OMP_NUM_THREADS=1``) processor time is measured, because other programs disturb it little.
 
     Args:
         rounds: Measurements that count.
-        side: Height and width of the images in pixels.
+        img_size: Height and width of the images in pixels.
         formats: Keys of `FORMATS`.
+        batch_size: Images of a prediction; None for 1 and then 8.
+        advance: Called after each measurement.
 
     Raises:
         UserError: ONNX Runtime is missing.
     """
     extra('onnxruntime', 'export')
     with tempfile.TemporaryDirectory() as folder, _no_warnings():
-        return _rows(Path(folder), rounds, (3, side, side), formats)
+        return _rows(
+            Path(folder), rounds, (3, img_size, img_size), formats, [batch_size] if batch_size else (1, 8), advance
+        )
 
 
-def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Sequence[str]) -> list[BenchRow]:
+def _rows(
+    folder: Path,
+    rounds: int,
+    shape: tuple[int, int, int],
+    formats: Sequence[str],
+    batch_sizes: Sequence[int],
+    advance: Advance,
+) -> list[BenchRow]:
     models = {NF: timm.create_model(NF).eval(), EUN: timm.create_model(EUN).eval()}
     for model in models.values():
         randomize(model)
@@ -88,33 +104,37 @@ def _rows(folder: Path, rounds: int, shape: tuple[int, int, int], formats: Seque
     for name in (mine, 'timm nf', 'BN'):
         nodes[name], left[name] = _nodes(files[name], folder)
     for peer_name in ('timm nf', 'BN'):
-        rows.append(BenchRow(f'{mine}: nodes', peer_name, nodes[mine], nodes[peer_name], ''))
-        rows.append(BenchRow(f'{mine}: nodes after ONNX Runtime', peer_name, left[mine], left[peer_name], ''))
+        rows.append(BenchRow(f'{mine}: nodes', peer_name, [nodes[mine]], [nodes[peer_name]], '', NF))
+        left_over = [left[mine]], [left[peer_name]]
+        rows.append(BenchRow(f'{mine}: nodes after ONNX Runtime', peer_name, *left_over, '', NF))
     size = {name: path.stat().st_size / 2**20 for name, path in files.items()}
-    rows += [BenchRow(f'{mine}: file', peer, size[mine], size[peer], 'MiB') for peer in ('timm nf', 'BN')]
+    rows += [BenchRow(f'{mine}: file', peer, [size[mine]], [size[peer]], 'MiB', NF) for peer in ('timm nf', 'BN')]
 
     start = {name: _start_up(name, path, torch.randn(1, *shape)) for name, path in files.items()}
     peers = [(mine, 'timm nf'), (mine, 'BN'), (f'{EUN} ONNX', 'floor')]
-    rows += [BenchRow(f'{name}: start-up', peer, start[name], start[peer], 'ms') for name, peer in peers]
+    rows += [
+        BenchRow(f'{name}: start-up', peer, start[name], start[peer], 'ms', name.split()[0]) for name, peer in peers
+    ]
     weights = {name: sum(p.nbytes for p in model.parameters()) / 2**20 for name, model in models.items()}
     for name, report in reports.items():
-        rows.append(
-            BenchRow(f'{name}: largest difference', 'allowed', 1e6 * report.max_rel_diff, 1e6 * report.tolerance, 'e-6')
-        )
-        rows.append(BenchRow(f'{name}: file', 'weights', size[name], weights[name.split()[0]], 'MiB'))
-        rows.append(BenchRow(f'{name}: start-up', f'{NF} ONNX', start[name], start[mine], 'ms'))
+        network = name.split()[0]
+        errors = [1e6 * report.max_rel_diff], [1e6 * report.tolerance]
+        rows.append(BenchRow(f'{name}: largest difference', 'allowed', *errors, 'e-6', network))
+        rows.append(BenchRow(f'{name}: file', 'weights', [size[name]], [weights[network]], 'MiB', network))
+        rows.append(BenchRow(f'{name}: start-up', f'{NF} ONNX', start[name], start[mine], 'ms', network))
 
     runs: dict[str, Run] = {f'{name} eager': model for name, model in models.items()}
     runs |= {name: _load(name, path) for name, path in files.items()}
-    for batch in (1, 8):
+    for batch in batch_sizes:
         x = torch.randn(batch, *shape)
         calls = {name: _call(run, x) for name, run in runs.items()}
         clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         with torch.inference_mode():
-            times = interleaved(calls, rounds, clock, warm=True)
+            times = interleaved(calls, rounds, clock, warm=True, advance=advance)
         found = peers + [(name, f'{name.split()[0]} eager') for name in reports]
         rows += [
-            BenchRow(f'{name}: latency, batch {batch}', peer, times[name], times[peer], 'ms') for name, peer in found
+            BenchRow(f'{name}: latency, batch {batch}', peer, times[name], times[peer], 'ms', name.split()[0])
+            for name, peer in found
         ]
     return rows
 
@@ -170,15 +190,15 @@ def _load(name: str, path: Path) -> Run:
     return lambda x: session.run(None, {'input': x.numpy()})
 
 
-def _start_up(name: str, path: Path, x: Tensor) -> float:
-    """Milliseconds from the file to the first prediction, the median of three."""
+def _start_up(name: str, path: Path, x: Tensor) -> list[float]:
+    """Milliseconds from the file to the first prediction, three times."""
     found = []
     for _ in range(3):
         start = time.perf_counter()
         with torch.inference_mode():
             _load(name, path)(x)
         found.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(found)
+    return found
 
 
 def _call(run: Run, x: Tensor) -> Callable[[], object]:

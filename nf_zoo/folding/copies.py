@@ -14,7 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from ..errors import UserError
-from ..layers.affine_conv import AffineConv2d, PreBiasConv2d
+from ..layers.affine_conv import AffineConv2d, PreBiasConv2d, ReluConv2d
 from ..layers.input_norm import InputNormConv2d
 from ..layers.std_conv import WeightConv2d
 from ..net.branch import ResidualBlock
@@ -24,6 +24,7 @@ from .blocks import PlainBlock
 _CONVS = (
     *(nn.Conv2d, WeightConv2d, AffineConv2d, PreBiasConv2d, InputNormConv2d, Conv2dSame),
     *(StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame),
+    ReluConv2d,  # its ReLU is the first one of the plain block
 )
 _FORWARDS = {kind.forward for kind in _CONVS}
 _CONV_NAMES = ('conv1', 'conv2', 'conv2b', 'conv3', 'downsample.conv')

@@ -71,6 +71,11 @@ def list_models(filter: str | list[str] = '') -> list[str]:
     return [name for name in timm.list_models(filter) if name in _builders]
 
 
+def variant(name: str) -> dict[str, Any]:
+    """The keyword arguments with which a registered name's network is made: layout, depths and the method's own."""
+    return dict(_builders[name].make.keywords)
+
+
 def timms_tag(name: str) -> str | None:
     """timm's tag that the bare NAME stands for, if it stands for weights of timm's."""
     default = timm.get_pretrained_cfg(name)

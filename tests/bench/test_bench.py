@@ -12,8 +12,6 @@ from nf_zoo import fold
 from nf_zoo.bench import engine, epoch
 from nf_zoo.bench.exports import bench_export
 from nf_zoo.bench.measure import BenchRow, floor_of, interleaved
-from nf_zoo.cli.bench import BENCHES, bench
-from nf_zoo.errors import UserError
 from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
 from nf_zoo.net.network import ResNet
 from nf_zoo.saved_memory import saved_bytes
@@ -23,15 +21,27 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted():
     calls: list[str] = []
     times = interleaved({name: lambda name=name: calls.append(name) for name in 'ab'}, rounds=3)
     assert calls == list('ab') * 4
-    assert set(times) == {'a', 'b'} and all(t >= 0 for t in times.values())
+    assert set(times) == {'a', 'b'} and all(len(found) == 3 and min(found) >= 0 for found in times.values())
     calls.clear()
     interleaved({name: lambda name=name: calls.append(name) for name in 'ab'}, rounds=2, warm=True)
     assert calls == list('ab') + list('aabb') * 2
+    calls.clear()
+    interleaved({'a': lambda: calls.append('a')}, rounds=2, advance=lambda: calls.append('|'))
+    assert calls == list('a|a|a|')
 
 
-def test_a_row_is_a_ratio():
-    assert BenchRow('x', 'peer', 3.0, 2.0, 'ms').ratio == 1.5
-    assert '1.500 x peer' in str(BenchRow('x', 'peer', 3.0, 2.0, 'ms'))
+def test_a_row_is_a_ratio_of_medians() -> None:
+    row = BenchRow('x', 'peer', [3.0, 3.0, 9.0], [2.0, 2.0, 2.0], 'ms', 'net')
+    assert (row.value, row.peer_value, row.ratio) == (3.0, 2.0, 1.5)
+    assert row.ratios == (1.5, 1.5, 3.0) and '1.500 [1.500, 3.000] x peer' in str(row)
+    assert BenchRow('x', 'line', [3.0, 5.0], [2.0], 'ms').ratios == pytest.approx((1.75, 2.0, 2.25))
+    single = BenchRow('x', 'peer', [3.0], [2.0], 'MiB')
+    assert '1.500 x peer' in str(single) and single.as_dict()['n'] == 1
+    assert row.as_dict() | {'values': [], 'peer_values': []} == {
+        'network': 'net', 'what': 'x', 'peer': 'peer', 'unit': 'ms', 'n': 3, 'ratio': 1.5,
+        'ratio_quartiles': [1.5, 3.0], 'value': 3.0, 'quartiles': [3.0, 6.0],
+        'peer_value': 2.0, 'peer_quartiles': [2.0, 2.0], 'values': [], 'peer_values': [],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize('folded', [False, True])
@@ -59,7 +69,9 @@ class Watch:
         self.times = times
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
 
-    def __call__(self, functions: dict[str, Callable[[], object]], *args: object, **kwargs: object) -> dict[str, float]:
+    def __call__(
+        self, functions: dict[str, Callable[[], object]], *args: object, **kwargs: object
+    ) -> dict[str, list[float]]:
         for name, function in functions.items():
             seen = self.shapes.setdefault(name, [])
 
@@ -70,7 +82,7 @@ class Watch:
 
             with register_module_forward_pre_hook(note):
                 function()
-        return {name: self.times[name] for name in functions}
+        return {name: [self.times[name]] for name in functions}
 
 
 TINY = {'model_kwargs': {'depths': [1, 1, 1]}, 'batch_size': 4}
@@ -98,16 +110,12 @@ def test_an_epoch_is_that_of_the_recipe_and_of_timms_loop(monkeypatch: pytest.Mo
     assert full.peer_value == mean.peer_value == pytest.approx(0.008 / 2 * updates)
 
 
-def test_unknown_bench_names_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'engine'"):
-        bench('engin')
-    assert set(BENCHES) == {'engine', 'epoch', 'inference', 'training', 'export'}
-
-
 @pytest.mark.soak
 def test_exports_beside_their_peers():
     pytest.importorskip('onnxruntime')
-    rows = {f'{row.what}, {row.peer}': row for row in bench_export(rounds=1, side=32, formats=('ONNX', 'TorchScript'))}
+    rows = {
+        f'{row.what}, {row.peer}': row for row in bench_export(rounds=1, img_size=32, formats=('ONNX', 'TorchScript'))
+    }
     assert rows['nf_resnet50 ONNX: nodes, timm nf'].value == 125
     assert rows['nf_resnet50 ONNX: nodes after ONNX Runtime, BN'].value <= 75
     assert all(0 < row.ratio < 1 for what, row in rows.items() if 'largest difference' in what)

@@ -335,15 +335,6 @@ def test_export_above_the_tolerance_is_a_failed_check(run: Run, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bench(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nf_zoo.bench.measure import BenchRow
-    from nf_zoo.cli.bench import BENCHES
-
-    monkeypatch.setitem(BENCHES, 'engine', lambda: [BenchRow('a step', 'a bare loop', 3.0, 2.0, 'ms')])
-    assert '1.500 x a bare loop' in run('bench', 'engine')[1]
-    assert "did you mean 'engine'" in failed(run('bench', 'engin'))
-
-
 def test_python_m_nf_zoo_is_the_command() -> None:
     command = [sys.executable, '-W', 'error', '-m', 'nf_zoo', 'list', 'eunet']
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)

@@ -15,9 +15,19 @@ def test_networks_take_turns_and_one_that_fails_says_so(tmp_path: Path) -> None:
     assert gpu.main(['profile', *SMALL, '--json', str(file), '--model', 'eunnet18']) == 0
     found = json.loads(file.read_text())
     assert set(found) == {'machine', 'steps', 'profile'} and found['machine']['torch']
+    assert found['machine']['threads'] > 0
     first, second, failed = found['steps']
     assert [row['name'] for row in found['steps']] == names
     assert first['images_per_second'] > 0 and second['step_ms'] > 0 and 'nosuchnet' in failed['error']
+    assert first['activations_mib'] > 0 and second['activations_mib'] > 0
     (profile,) = found['profile']
     shares = [kernel['share'] for kernel in profile['kernels']]
     assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-9
+
+
+def test_when_the_time_is_over_the_rest_is_named(tmp_path: Path) -> None:
+    file = tmp_path / 'gpu.json'
+    names = ['resnet18', 'eunnet18']
+    assert gpu.main(['steps', *SMALL, '--seconds', '0', '--json', str(file), '--model', *names]) == 0
+    first, second = json.loads(file.read_text())['steps']
+    assert len(first['step_ms_all']) == 1 and second['error'] == 'no time was left'

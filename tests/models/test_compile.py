@@ -1,0 +1,58 @@
+"""torch.compile: every network of depth 20 is one graph, for any batch, with the values and gradients of eager mode."""
+
+from collections.abc import Iterator
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+import nf_zoo
+from nf_zoo.export.survey import randomize
+
+NAMES = nf_zoo.list_models('*20_cifar')
+
+
+@pytest.fixture(autouse=True)
+def inductor() -> Iterator[None]:
+    cpp_builder = pytest.importorskip('torch._inductor.cpp_builder')
+    try:
+        cpp_builder.get_cpp_compiler()
+    except Exception as error:
+        pytest.skip(f'Inductor finds no C++ compiler: {error}')
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def results(run: nn.Module, model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Logits, and the gradients of the images and of every parameter."""
+    x = x.clone().requires_grad_()
+    y = run(x)
+    target = torch.linspace(-1, 1, y.numel()).view_as(y)
+    return [y.detach(), *torch.autograd.grad((y - target).square().mean(), [x, *model.parameters()])]
+
+
+def test_depth_20_is_of_every_method() -> None:
+    assert len(NAMES) == 11
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings('default')  # of the compiler
+@pytest.mark.parametrize('name', NAMES)
+def test_compiled_it_is_one_graph_for_any_batch(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name).train()
+    with torch.no_grad():
+        randomize(model)
+    compiled = torch.compile(model, fullgraph=True)
+    for batch in (4, 3, 7):
+        x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+        torch._dynamo.mark_dynamic(x, 0)
+        for found, wanted in zip(results(compiled, model, x), results(model, model, x), strict=True):
+            scale = wanted.abs().max().clamp(min=1e-6)
+            torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-4)
+    assert counters['stats']['unique_graphs'] == 1
