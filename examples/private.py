@@ -34,6 +34,7 @@ from nf_zoo.train.run_folder import check, write_run
 MODELS = ('nf_resnet20_cifar.cifar10', 'gn_resnet20_cifar.cifar10')
 RATES = (0.3, 1.0, 3.0)
 SIDE, ACCOUNTANT = 16, 'prv'
+DIGITS = tuple('0123456789')
 CONFIG = {
     'input_size': (3, SIDE, SIDE),
     'mean': (MEAN,) * 3,
@@ -45,7 +46,7 @@ CONFIG = {
 
 def network(name: str) -> nn.Module:
     """The pretrained network with a new classifier."""
-    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=CONFIG)
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=CONFIG | {'label_names': DIGITS})
     model.reset_classifier(10)
     return model
 
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             recipe,
             CONFIG,
             num_classes=10,
-            classes=[str(digit) for digit in range(10)],
+            classes=list(DIGITS),
             metrics=evaluate(model, 'digits'),
             train_n=len(images),
             epochs=epochs,
