@@ -13,7 +13,9 @@ NOTEBOOK = Path(__file__).resolve().parent.parent / 'examples' / 'fine_tune_conv
 def executed(folder: str | Path) -> Any:
     """The notebook with the outputs of a run in ``folder``, without anything that differs from run to run."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=100, resources={'metadata': {'path': str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=100, coalesce_streams=True, resources={'metadata': {'path': str(folder)}}
+    ).execute()
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == 'code':  # warnings on the state of this installation are not the reader's

@@ -120,8 +120,11 @@ def _bench(args: argparse.Namespace) -> None:
 
     from ..analysis.plots import check_suffix
     from ..bench import output
+    from ..inference.loading import resolve
 
     parts = _parts(args)
+    for name in args.names:
+        resolve(name, pretrained=False)  # an unknown one is refused before anything is measured
     if args.output:
         check_suffix(args.output)
     work = [
@@ -218,8 +221,7 @@ def _options(add: Add) -> None:
 COMMANDS = {
     'bench': Command(
         'measure speed and memory as ratios to peers',
-        'nf-zoo bench training eunnet50 --peer bn --peer floor --json training.json -o training.png; '
-        'nf-zoo bench memory --batch-size 4; nf-zoo bench inference nf_resnet20_cifar --peer gn; nf-zoo bench import',
+        'nf-zoo bench training eunnet50 --peer bn --peer floor --json training.json -o training.png',
         _options,
         _bench,
     )
