@@ -170,6 +170,7 @@ def test_traced_torchscript_and_pt2(tmp_path: Path) -> None:
 
 
 @pytest.mark.kit  # it compiles C++
+@pytest.mark.timeout(600)
 def test_aoti(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     path = tmp_path / 'model.pt2'
