@@ -125,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         fit(model, loss, pictures, 2, passes, lr, f'{arm}, rate {lr:g}, seed {seed}')
         return measure(model, validation)
 
-    rates, seeds = (RATES[:1], 1) if args.quick else (RATES, 1)
-    return finish(compare(ARMS, rates, seeds, run, 'mAP at 0.5'), args.output)
+    rates = RATES[:1] if args.quick else RATES
+    return finish(compare(ARMS, rates, 1, run, 'mAP at 0.5'), args.output)
 
 
 if __name__ == '__main__':
