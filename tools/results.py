@@ -1,6 +1,7 @@
-"""Writes results/<data set>.csv and the tables of README.md and RESULTS.md: ``make results``.
+"""Writes results/<data set>.csv and the tables of README.md, RESULTS.md and docs/performance.md: ``make results``.
 
-They come from the manifests of the bundled weights and from results/runs.csv, the runs whose weights are not published.
+Speed and memory come from results/bench (performance.py). The others come from the manifests of the bundled weights and
+from results/runs.csv, the runs whose weights are not published.
 ``make results RUNS='DIR DIR'`` adds runs to the latter, of recipes in configs/ alone, with whatever seed.
 """
 
@@ -19,12 +20,14 @@ from nf_zoo.hub.index import bundled
 from nf_zoo.train.recipe import load_recipe
 from nf_zoo.train.run_folder import read_result
 
+from . import performance
+
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / 'results' / 'runs.csv'
 COLUMNS = ['model', 'top1', 'top5', 'param_count', 'img_size', 'recipe', 'sha256']  # timm's, and the last two
 RUN_COLUMNS = ['recipe', 'seed', 'top1', 'top5', 'loss', 'n', 'epochs', 'minutes', 'hardware', 'sha256']
 BEST = 3  # of a data set, in README.md
-# A table's name, and for that of seeds its recipes.
+# A table's name, for that of seeds its recipes, and for one of benches its file.
 MARKED = re.compile(r'(<!-- make results: (\w+)([^\n]*) -->\n).*?(<!-- end -->)', re.DOTALL)
 
 
@@ -124,14 +127,24 @@ def files() -> dict[Path, str]:
                 f'| {manifest["seed"]} | {manifest["epochs"]} | {_minutes(manifest["seconds"])} min '
                 f'| {manifest["hardware"]} |'
             )
-    tables = {'weights': weights, 'best': best, 'published': published, 'runs': _runs()}
+    tables = {
+        'weights': weights,
+        'best': best,
+        'published': published,
+        'runs': _runs(),
+        'performance': performance.summary(),
+    }
 
     def table_of(mark: re.Match[str]) -> str:
         start, name, recipes, end = mark.groups()
-        table = '\n'.join(_seeds(recipes.split()) if name == 'seeds' else tables[name])
+        if name == 'bench':
+            lines = performance.table(recipes.strip())
+        else:
+            lines = _seeds(recipes.split()) if name == 'seeds' else tables[name]
+        table = '\n'.join(lines)
         return f'{start}\n{table}\n\n{end}'
 
-    for name in ('README.md', 'RESULTS.md'):
+    for name in ('README.md', 'RESULTS.md', 'docs/performance.md'):
         text = (ROOT / name).read_text(encoding='utf-8')
         texts[ROOT / name], found = MARKED.subn(table_of, text)
         if found != text.count('<!-- make results: '):

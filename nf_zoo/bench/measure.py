@@ -54,8 +54,8 @@ class BenchRow:
 
     @property
     def ratio(self) -> float:
-        """The median as a multiple of the peer's."""
-        return self.value / self.peer_value
+        """The median of the rounds' ratios: what slows a whole round slows both."""
+        return self.ratios.median
 
     @property
     def ratios(self) -> Quartiles:

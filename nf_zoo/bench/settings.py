@@ -81,6 +81,9 @@ class Settings:
 class Step:
     """A training step on one batch: forward, backward, an update of SGD with momentum.
 
+    Parameters that a method starts at 0 are drawn first. At this rate they would stay so small that gradients get below
+    1e-38, and a processor computes such numbers many times slower than others.
+
     ``keep``: gradients stay allocated, as zeros, so that the memory of a step beyond the first is that of activations.
     """
 
@@ -88,6 +91,10 @@ class Step:
         self.model = settings.place(model.train())
         self.run = settings.call(self.model)
         self.x, self.y, self.settings, self.keep = x, y, settings, keep
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.01)
         # So small a rate that many steps on noise don't leave the range of the weights.
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-8, momentum=0.9)
 

@@ -1,11 +1,13 @@
 """Settings for a user's own folder of pictures, where no recipe is given."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import timm
 
 from ..errors import UserError
+from .data.pictures import is_picture
 from .recipe import Recipe
 
 VALIDATION = ('validation', 'val', 'valid', 'test')  # names of the folder of the validation images
@@ -23,6 +25,7 @@ _COMMON: dict[str, Any] = dict(
     amp=True,
 )
 FINE_TUNING: dict[str, Any] = {**_COMMON, 'pretrained': True, 'epochs': 10, 'warmup_epochs': 1, 'lr': 0.01}
+FEWEST_UPDATES = 4  # in an epoch: a smaller folder gets smaller batches
 TRAINING: dict[str, Any] = {**_COMMON, 'epochs': 60, 'warmup_epochs': 5, 'lr': 0.05}
 
 
@@ -43,12 +46,23 @@ def starter_recipe(options: dict[str, Any]) -> tuple[Recipe, str]:
             raise UserError('which pictures? give --data-dir DIR, with DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE')
         there = (name for name in VALIDATION if (Path(options['data_dir']) / name).is_dir())
         base['val_split'] = next(there, 'validation')
+        base['batch_size'] = _batch_size(Path(options['data_dir']) / options.get('train_split', 'train'))
     recipe = Recipe().with_options(base | options)
     what = 'training from the beginning' if base['epochs'] == TRAINING['epochs'] else 'fine-tuning its weights'
     return recipe, (
-        f'{recipe.model}, without a recipe: {what}, epochs {recipe.epochs}, lr {recipe.lr:g}; '
-        f'recipe.yaml in the output folder has all settings'
+        f'{recipe.model}, without a recipe: {what}, batch_size {recipe.batch_size}, epochs {recipe.epochs}, '
+        f'lr {recipe.lr:g}; recipe.yaml in the output folder has all settings'
     )
+
+
+def _batch_size(folder: Path) -> int:
+    """32, or the power of two that a folder with few pictures has ``FEWEST_UPDATES`` of."""
+    size = _COMMON['batch_size']
+    found = (file for file in folder.glob('*/*') if is_picture(str(file)))
+    pictures = sum(1 for _ in islice(found, FEWEST_UPDATES * size))
+    while size > 1 and pictures < FEWEST_UPDATES * size:
+        size //= 2
+    return size
 
 
 def has_weights(model: str) -> bool:

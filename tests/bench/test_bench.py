@@ -30,11 +30,13 @@ def test_rounds_are_interleaved_and_the_first_is_not_counted():
     assert calls == list('a|a|a|')
 
 
-def test_a_row_is_a_ratio_of_medians() -> None:
+def test_a_row_is_the_median_of_the_ratios_of_its_rounds() -> None:
     row = BenchRow('x', 'peer', [3.0, 3.0, 9.0], [2.0, 2.0, 2.0], 'ms', 'net')
     assert (row.value, row.peer_value, row.ratio) == (3.0, 2.0, 1.5)
     assert row.ratios == (1.5, 1.5, 3.0) and '1.500 [1.500, 3.000] x peer' in str(row)
     assert BenchRow('x', 'line', [3.0, 5.0], [2.0], 'ms').ratios == pytest.approx((1.75, 2.0, 2.25))
+    slow = BenchRow('x', 'peer', [1.0, 5.0, 6.0], [1.0, 2.0, 3.0], 'ms')  # not 5 / 2: each round has its own speed
+    assert slow.ratio == 2.0
     single = BenchRow('x', 'peer', [3.0], [2.0], 'MiB')
     assert '1.500 x peer' in str(single) and single.as_dict()['n'] == 1
     assert row.as_dict() | {'values': [], 'peer_values': []} == {

@@ -13,6 +13,7 @@ from nf_zoo.cli import train as command
 from nf_zoo.cli.main import main
 from nf_zoo.train.recipe import GROUPS, TYPES
 from nf_zoo.train.run_folder import read_recipe
+from nf_zoo.train.starter import starter_recipe
 
 pytestmark = pytest.mark.usefixtures('toys')
 SMALL = '--img-size 16 --batch-size 4 --workers 0 --device cpu'.split()
@@ -75,10 +76,20 @@ def test_a_model_with_weights_is_fine_tuned_on_a_folder(
     (images / 'validation').rename(images / 'val')
     argv = ['--model', 'eunnet20_cifar', '--data-dir', str(images), '--output', str(tmp_path / 'run'), *SMALL]
     assert main(['train', *argv, '--epochs', '2']) == 0
-    assert 'eunnet20_cifar, without a recipe: fine-tuning its weights, epochs 2, lr 0.01' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'eunnet20_cifar, without a recipe: fine-tuning its weights, batch_size 4, epochs 2, lr 0.01' in said
     found = read_recipe(tmp_path / 'run')
     assert (found.pretrained, found.val_split, found.dataset) == (True, 'val', 'folder')
     assert json.loads((tmp_path / 'run' / 'result.json').read_text())['classes'] == ['cat', 'dog']
+
+
+def test_few_pictures_make_small_batches_of_which_an_epoch_has_four(images: Path) -> None:  # noqa: F811
+    assert starter_recipe({'model': 'eunnet20_cifar', 'data_dir': str(images)})[0].batch_size == 2  # 10 pictures
+    for number in range(118):
+        (images / 'train' / 'cat' / f'more{number}.JPG').touch()
+    assert starter_recipe({'model': 'eunnet20_cifar', 'data_dir': str(images)})[0].batch_size == 32
+    given = {'model': 'eunnet20_cifar', 'data_dir': str(images), 'batch_size': 7}
+    assert starter_recipe(given)[0].batch_size == 7
 
 
 def test_a_model_without_weights_is_trained_on_a_folder(
@@ -89,7 +100,7 @@ def test_a_model_without_weights_is_trained_on_a_folder(
     argv = ['--model', 'fixup_resnet110_cifar', '--model-kwargs', '{depths: [1, 1, 1]}', '--data-dir', str(images)]
     argv += ['--output', str(tmp_path / 'run'), '--epochs', '1', '--warmup-epochs', '0', *SMALL]
     assert main(['train', *argv]) == 0
-    assert 'without a recipe: training from the beginning, epochs 1' in capsys.readouterr().out
+    assert 'without a recipe: training from the beginning, batch_size 4, epochs 1' in capsys.readouterr().out
     assert not read_recipe(tmp_path / 'run').pretrained
 
 

@@ -1,4 +1,4 @@
-"""Under torchrun: gradients of one update, taken as one batch, as two in turn, and in two processes, for every family.
+"""Gradients of one update, taken as one batch, as two in turn, and in two processes, for every family.
 
 Prints, from the first process, {name: [difference of the two in turn, of the two processes]} as JSON: the largest
 difference from the one batch, relative to the largest gradient.

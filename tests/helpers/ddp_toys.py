@@ -1,4 +1,4 @@
-"""Toy runs under torchrun: ``ddp_toys.py FOLDER OPTIONS [RANK]``; with RANK, that process dies in the second epoch."""
+"""Toy runs in several processes: ``ddp_toys.py FOLDER OPTIONS [RANK]``. Process RANK dies in the second epoch."""
 
 import os
 import signal

@@ -1,9 +1,15 @@
 """The documentation site: generated pages, equations, and nothing from elsewhere. `make docs` builds it whole."""
 
+import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from chromium import chromium
 from mkdocs.exceptions import PluginError
 
 from nf_zoo.analysis.catalogue import rows
@@ -49,3 +55,23 @@ def test_a_page_that_loads_from_elsewhere_fails_the_build(page: str, tmp_path: P
     (tmp_path / 'bad.html').write_text(page)
     with pytest.raises(PluginError, match='bad.html loads from elsewhere'):
         docs.on_post_build(SimpleNamespace(site_dir=str(tmp_path)))
+
+
+@pytest.mark.kit
+@pytest.mark.timeout(600)
+def test_the_search_answers_where_pages_are_opened_as_files(tmp_path: Path) -> None:
+    if not shutil.which('chromium'):
+        pytest.skip('no Chromium')
+    command = [sys.executable, '-m', 'mkdocs', 'build', '--quiet', '--site-dir', str(tmp_path / 'site')]
+    subprocess.run(command, cwd=docs.ROOT, check=True, env=os.environ | {'NO_MKDOCS_2_WARNING': '1'})
+    with chromium(tmp_path / 'profile') as page:
+        page.open(tmp_path / 'site' / 'index.html')
+        page.run("document.querySelector('[data-md-toggle=search]').click()")
+        page.run("document.querySelector('[data-md-component=search-query]').focus()")
+        page.type('stochastic')
+        deadline = time.monotonic() + 30
+        while not (found := page.run("document.querySelectorAll('.md-search-result__link').length")):
+            assert time.monotonic() < deadline, page.complaints()
+            time.sleep(0.1)
+        assert found > 2
+        assert all(url.startswith(('file:', 'data:')) for url in page.requests())

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import HERE, run_forked
 from picture_folders import images  # noqa: F401
 from train_toys import outcome, run_toy, stop_at, toy_recipe, toys  # noqa: F401
 
@@ -81,10 +82,7 @@ def test_a_sigterm_to_the_workers_too_loses_nothing(images: Path, tmp_path: Path
 
 
 def kill(folder: Path, options: dict[str, Any], plans: list[list[int]]) -> str:
-    here = Path(__file__).parents[1] / 'helpers'
-    env = {**os.environ, 'PYTHONPATH': f'{here.parents[1]}{os.pathsep}{here}'}
-    command = [sys.executable, str(here / 'kill_toys.py'), str(folder), yaml.safe_dump(options), json.dumps(plans)]
-    return subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    return run_forked(HERE / 'kill_toys.py', str(folder), yaml.safe_dump(options), json.dumps(plans))
 
 
 @pytest.mark.parametrize('runs', [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])

@@ -1,0 +1,54 @@
+"""Tables of speed and memory from results/bench/*.json, which `nf-zoo bench ... --json` writes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / 'results' / 'bench'
+DIGITS = {'ms': 1, 's': 2, 'MiB': 1, '': 0}
+
+
+def measured(name: str) -> dict[str, Any]:
+    """The JSON file of this name."""
+    return json.loads((BENCH / f'{name}.json').read_text(encoding='utf-8'))
+
+
+def table(name: str) -> list[str]:
+    """All rows of a file, below the command and the machine."""
+    found = measured(name)
+    machine = found['machine']
+    versions = ', '.join(f'{key} {machine[key]}' for key in ('python', 'torch', 'timm') if key in machine)
+    lines = [
+        f'`{found["command"]}`, {found["date"]}: {machine["hardware"]}, {versions}.',
+        '',
+        '| what | peer | ratio | middle half | measured | peer | n |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in found['rows']:
+        low, high = row['ratio_quartiles']
+        half = f'{low:.3f} to {high:.3f}' if row['n'] > 1 else ''
+        values = [f'{row[key]:.{DIGITS.get(row["unit"], 2)}f} {row["unit"]}' for key in ('value', 'peer_value')]
+        cells = [row['what'], row['peer'], f'**{row["ratio"]:.3f}**', half, *values, str(row['n'])]
+        lines.append(f'| {" | ".join(cells)} |')
+    return lines
+
+
+def summary() -> list[str]:
+    """What a training step keeps and takes beside timm's ResNet-50, for the README."""
+    lines = [
+        "| beside timm's ResNet-50 | EUNNet-50 | NF-ResNet-50 | Fixup-50 | weight norm-50 |",
+        '|---|---|---|---|---|',
+    ]
+    names = ('eunnet50', 'nf_resnet50', 'fixup_resnet50', 'wn_resnet50')
+    for file, part, title in (
+        ('memory', 'kept for backward', 'memory kept for backward'),
+        ('training', 'training step', 'time of a training step'),
+    ):
+        rows = measured(file)['rows']
+        ratios = [
+            next(r['ratio'] for r in rows if r['network'] == name and r['peer'] == 'BN resnet50' and part in r['what'])
+            for name in names
+        ]
+        lines.append(f'| {title} | ' + ' | '.join(f'{ratio:.2f}' for ratio in ratios) + ' |')
+    return lines
