@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -250,10 +250,13 @@ class Run:
         recipe, model, optimizer, processes = self.recipe, self.model, self.optimizer, self.processes
         start = self.updates - epoch * self.steps
         first = start * self.accumulate * processes.size + processes.rank
-        batches = Waiting(self._laid_out(self.data.train_batches(epoch, first, processes.size)))
+        laid_out = self._laid_out(self.data.train_batches(epoch, first, processes.size))
+        batches = Waiting(laid_out)
         total = torch.tensor(self.loss_sum, dtype=torch.float64, device=self.device)
         began = time.perf_counter()
-        with Progress(f'epoch {epoch + 1}/{self.epochs}', start, self.steps, self.log, self.bar) as progress:
+        title = f'epoch {epoch + 1}/{self.epochs}'
+        # A loader that is left to the garbage collector waits ten seconds for each of its workers.
+        with closing(laid_out), Progress(title, start, self.steps, self.log, self.bar) as progress:
             for step in range(start, self.steps):
                 total += self.backward(batches, epoch, step)
                 if self.histogram:
@@ -335,7 +338,8 @@ class Run:
         init = getattr(self.model, 'init_from_data', None)
         if init:
             seed_everything(self.recipe.seed, 0, 3)
-            init(x for x, _ in islice(self._laid_out(self.data.train_batches(0, 0)), INIT_BATCHES))
+            with closing(self._laid_out(self.data.train_batches(0, 0))) as batches:
+                init(x for x, _ in islice(batches, INIT_BATCHES))
             if self.ema:
                 self.ema.set(self.model)
 

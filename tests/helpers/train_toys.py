@@ -1,5 +1,6 @@
 """A tiny data set and a tiny recipe for the tests of the engine."""
 
+import multiprocessing
 import signal
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def stop_at(recipe: Any, line_start: str) -> None:
     with pytest.raises(Interrupted) as stopped:
         train(recipe, log=log, bar=False)
     assert '--resume' in str(stopped.value) and '\n' not in str(stopped.value)
+    assert not multiprocessing.active_children(), 'a worker of the loader was left behind'
 
 
 def fashion(folder: Path, n: int = 6) -> Path:
