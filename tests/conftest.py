@@ -1,8 +1,10 @@
 """Every test runs offline, with empty caches, on one thread, from one seed."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 # Libraries read these when they are imported, and child processes inherit them.
@@ -31,6 +33,14 @@ def pytest_unconfigure() -> None:
 def _repeatable() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _one_table_of_operators() -> None:
+    """Each export to ONNX would parse the sources of all of onnxscript's operators again, for a second."""
+    operators = sys.modules.get('onnxscript._framework_apis.torch_2_5')
+    if operators and not hasattr(operators.get_torchlib_ops, 'cache_info'):
+        operators.get_torchlib_ops = cache(operators.get_torchlib_ops)
 
 
 @pytest.fixture
