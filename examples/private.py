@@ -32,7 +32,7 @@ from nf_zoo.train.recipe import Recipe
 from nf_zoo.train.run_folder import check, write_run
 
 MODELS = ('nf_resnet20_cifar.cifar10', 'gn_resnet20_cifar.cifar10')
-RATES = (0.3, 1.0, 3.0)
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 SIDE, ACCOUNTANT = 16, 'prv'
 DIGITS = tuple('0123456789')
 CONFIG = {

@@ -1,8 +1,11 @@
-"""Tables of speed and memory from results/bench/*.json, which `nf-zoo bench ... --json` writes."""
+"""Tables and pictures of speed and memory from results/bench/*.json, which `nf-zoo bench ... --json` writes."""
 
 import json
 from pathlib import Path
 from typing import Any
+
+from nf_zoo.bench.measure import BenchRow
+from nf_zoo.bench.output import describe, draw_bars
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / 'results' / 'bench'
@@ -52,3 +55,18 @@ def summary() -> list[str]:
         ]
         lines.append(f'| {title} | ' + ' | '.join(f'{ratio:.2f}' for ratio in ratios) + ' |')
     return lines
+
+
+def draw() -> None:
+    """Write docs/figures/performance_*.svg: the ratios to batch normalization of memory and of a step's time."""
+    for name, part, title in (
+        ('memory', 'kept for backward', 'Memory kept for backward, beside batch normalization'),
+        ('training', 'training step', 'Time of a training step, beside batch normalization'),
+    ):
+        found = measured(name)
+        rows = [
+            BenchRow(row['network'], row['peer'], row['values'], row['peer_values'], row['unit'], row['network'])
+            for row in found['rows']
+            if part in row['what'] and row['peer'].startswith('BN')
+        ]
+        draw_bars(ROOT / 'docs' / 'figures' / f'performance_{name}.svg', title, describe(found['machine']), rows)

@@ -198,3 +198,4 @@ if __name__ == '__main__':
     for path, text in files().items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding='utf-8')
+    performance.draw()

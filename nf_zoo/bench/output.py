@@ -53,11 +53,13 @@ def draw_bars(path: Path, title: str, note: str, rows: Sequence[BenchRow]) -> No
         colour = COLOURS[peers.index(row.peer) % len(COLOURS)]
         low, _, high = row.ratios
         spread = [[max(0.0, row.ratio - low)], [max(0.0, high - row.ratio)]]
-        axes.barh(number, row.ratio, color=colour, xerr=spread if len(row.values) > 1 else None)
+        label = row.peer if row.peer not in [before.peer for before in rows[:number]] else None
+        axes.barh(number, row.ratio, color=colour, xerr=spread if len(row.values) > 1 else None, label=label)
         axes.text(0, number, f' {row.ratio:.3f}', va='center', color='white', fontsize='small')
     axes.axvline(1, color='black', linewidth=0.8)
     axes.set_yticks(range(len(rows)), [row.what for row in rows], fontsize='small')
     axes.invert_yaxis()
-    axes.set_xlabel(f'multiple of the peer: {", ".join(peers)}', fontsize='small')
+    axes.set_xlabel('multiple of the peer', fontsize='small')
+    figure.legend(title='peer', fontsize='small', title_fontsize='small', loc='outside lower center', ncols=len(peers))
     figure.suptitle(f'{title}\n{note}', fontsize=9)
     save(figure, path)
