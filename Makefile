@@ -42,7 +42,7 @@ demo: $(STAMP)
 	$(BIN)/python -m nf_zoo.demo --output demo-output $(if $(DATA),--data-dir '$(DATA)')
 
 test: check
-	$(if $(DATA),NF_ZOO_DATA='$(abspath $(DATA))') $(BIN)/python -m pytest -q -n $(JOBS)
+	$(if $(DATA),NF_ZOO_DATA='$(abspath $(DATA))') $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/python -m ruff format --check --quiet
@@ -50,7 +50,7 @@ check: $(STAMP)
 	$(BIN)/python -m mypy
 
 soak: $(STAMP)
-	$(BIN)/python -m pytest -q -n $(JOBS) -m 'not kit' --timeout 1800 --hypothesis-profile soak
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m 'not kit' --timeout 1800 --hypothesis-profile soak
 
 kit-test: $(STAMP)
 	export/install.sh

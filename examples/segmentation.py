@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import nf_zoo  # noqa: F401  registers the models
 
 ARMS = ('nf_resnet26', 'resnet26, statistics trained', 'resnet26, statistics frozen')
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.01, 0.03, 0.1)
 SIDE, CLASSES = 96, 11  # ten digits and what is none
 
 

@@ -315,10 +315,13 @@ def test_evaluate(run: Run, hubs: Path, tmp_path: Path) -> None:
     assert f'{found["top1"]:.2f} %' in out and f'of {found["n"]}' in out
 
 
-@pytest.mark.parametrize('options', [[], ['--no-fold', '--fixed-batch', '--input-size', 3, 40, 48]])
-def test_export(run: Run, tmp_path: Path, options: list[object]) -> None:
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [('eunnet20_cifar', []), ('nf_resnet20_cifar', ['--no-fold', '--fixed-batch', '--input-size', 3, 40, 48])],
+)
+def test_export(run: Run, tmp_path: Path, name: str, options: list[object]) -> None:
     onnx = pytest.importorskip('onnx')
-    code, out, err = run('export', 'eunnet20_cifar', '--random', '-o', tmp_path / 'a.onnx', *options)
+    code, out, err = run('export', name, '--random', '-o', tmp_path / 'a.onnx', *options)
     assert code == 0, err
     graph = onnx.load(tmp_path / 'a.onnx').graph
     assert f'{len(graph.node)} nodes' in out
@@ -329,7 +332,7 @@ def test_export(run: Run, tmp_path: Path, options: list[object]) -> None:
 
 def test_export_above_the_tolerance_is_a_failed_check(run: Run, tmp_path: Path) -> None:
     pytest.importorskip('onnxruntime')
-    code, _, err = run('export', 'eunnet20_cifar', '--random', '-o', tmp_path / 'a.onnx', '--tolerance', '1e-12')
+    code, _, err = run('export', 'nf_resnet20_cifar', '--random', '-o', tmp_path / 'a.onnx', '--tolerance', '1e-12')
     assert code == 1
     assert err.startswith('nf-zoo: error: ') and 'tolerance' in err
     assert list(tmp_path.iterdir()) == []

@@ -37,18 +37,14 @@ def test_same_keys_shapes_and_cfg(name):
 
 @pytest.mark.parametrize('name', OWNED)
 def test_same_logits_and_features(name):
-    theirs, ours = randomized(name), timm.create_model(name).eval()
-    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs, ours = randomized(name), timm.create_model(name, device='meta').eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     for dtype, tolerance in (torch.float32, 1e-5), (torch.float64, 1e-10):
         ours, theirs, x = ours.to(dtype), theirs.to(dtype), torch.randn(2, 3, 40, 40, dtype=dtype)
         with torch.no_grad():
-            pairs = [(ours(x), theirs(x)), (ours.forward_features(x), theirs.forward_features(x))]
-            pairs += zip(
-                ours.forward_intermediates(x, intermediates_only=True),
-                theirs.forward_intermediates(x, intermediates_only=True),
-                strict=True,
-            )
-        for mine, yours in pairs:
+            pairs = [(ours(x), theirs(x))]
+            (last, stages), (their_last, their_stages) = (net.forward_intermediates(x) for net in (ours, theirs))
+        for mine, yours in [*pairs, (last, their_last), *zip(stages, their_stages, strict=True)]:
             assert (mine - yours).abs().max() <= tolerance * yours.abs().max()
 
 
