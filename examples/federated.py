@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import nf_zoo  # noqa: F401  registers the models
 
 ARMS = ('nf_resnet20_cifar', 'gn_resnet20_cifar', 'bn_resnet20_cifar')
-RATES = (0.01, 0.03, 0.1)
+RATES = (0.03, 0.1, 0.3)
 SIDE, BATCH, CLIENTS = 16, 16, 10
 
 

@@ -25,7 +25,7 @@ ARMS = (
     'bn_resnet20_cifar, statistics trained',
     'bn_resnet20_cifar, statistics frozen',
 )
-RATES = (0.001, 0.003, 0.01)
+RATES = (0.003, 0.01, 0.03)
 SIDE = 16
 
 
