@@ -15,7 +15,9 @@ from timm.models.resnet import Bottleneck, ResNet
 from timm.models.resnetv2 import ResNetV2
 from torch import nn
 
+from ..layers.affine_conv import AffineConv2d
 from ..layers.std_conv import WSConv2d
+from ..layers.weight_norm import as_class
 
 DEEP = (50, 50, 50, 50)  # ResNet-600
 STAGES = {'18': (2, 2, 2, 2), '50': (3, 4, 6, 3), '101': (3, 4, 23, 3)}
@@ -111,7 +113,7 @@ def he_nf_resnet(size: Size, depths: Sequence[int] = DEEP) -> nn.Module:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, WSConv2d):
-                setattr(module, name, child.fuse())
+                setattr(module, name, as_class(child, AffineConv2d, weight=child.weight, bias=child.bias))
     return he_(model)
 
 

@@ -11,6 +11,7 @@ from ..errors import UserError
 from ..folding.network import fold
 from ..net.registry import list_models
 from ..saved_memory import saved_bytes
+from ..train import allocator
 from .measure import BenchRow, interleaved
 from .peers import open_peers, share_weights
 from .settings import Settings, Step
@@ -54,7 +55,8 @@ def bench_training(names: Sequence[str], settings: Settings) -> Iterator[BenchRo
         x, y = settings.images(model, batch)
         peers = open_peers(name, model, settings.peers)
         steps = {label: Step(net, x, y, settings) for label, net in {name: model, **peers}.items()}
-        times = interleaved(dict(steps), settings.rounds or 5, device=settings.device, advance=settings.advance)
+        with allocator.keep_freed():  # for all, as in a run
+            times = interleaved(dict(steps), settings.rounds or 5, device=settings.device, advance=settings.advance)
         for peer in peers:
             what = f'{name}: training step, batch {batch}'
             yield BenchRow(what, peer, times[name], times[peer], 'ms', name)
@@ -89,7 +91,8 @@ def bench_depth(
         x, y = Settings(img_size=size).images(next(iter(nets.values())), batch)
         x = x.to(settings.device).contiguous(memory_format=settings.format())
         steps = {str(depth): Step(net, x, y.to(settings.device), settings) for depth, net in nets.items()}
-        times = interleaved(dict(steps), settings.rounds or 5, device=settings.device, advance=settings.advance)
+        with allocator.keep_freed():
+            times = interleaved(dict(steps), settings.rounds or 5, device=settings.device, advance=settings.advance)
         yield from against_line(f'{name}, {{}} layers: training step', list(nets), list(times.values()), 'ms', name)
         yield from against_line(f'{name}, {{}} layers: kept for backward', list(nets), [[k] for k in kept], 'MiB', name)
 

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..layers.affine_conv import Shift, add_bias
 from ..layers.input_norm import InputNormConv2d
 from ..layers.std_conv import WeightConv2d
-from ..layers.weight_norm import WeightNorm
+from ..layers.weight_norm import Affine, WeightNorm
 from ..net.network import ResNet
 from ..net.parts import Bias
 from .blocks import PlainBlock, PreBlock
@@ -48,7 +48,7 @@ def fold(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         kind = 'a TorchScript module' if isinstance(model, torch.jit.ScriptModule) else type(model).__name__
         raise UserError(f"can't fold {kind}; give the PyTorch model itself, as timm.create_model returns it")
-    known = ResNet | WeightConv2d | InputNormConv2d | PlainBlock | StdConv
+    known = ResNet | WeightConv2d | InputNormConv2d | PlainBlock | StdConv | Affine
     if not any(isinstance(m, known) or hasattr(m, 'fuse') or hasattr(m, 'is_folded') for m in model.modules()):
         raise UserError(
             f'{type(model).__name__} has nothing to fold: neither a model of nf_zoo nor standardised weights'

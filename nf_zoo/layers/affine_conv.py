@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .recomputed import recomputed_conv
-from .std_conv import plain_conv
+from .std_conv import plain_conv, scaled
 
 
 class FactorConv2d(nn.Conv2d):
@@ -23,11 +23,7 @@ class FactorConv2d(nn.Conv2d):
 
     def scaled(self, factor: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Weight and bias times ``factor``; as they are without one."""
-        weight, bias = self.weight, self.bias
-        if factor is not None:
-            weight = factor * weight
-            bias = factor * bias if bias is not None else None
-        return weight, bias
+        return scaled(factor, self.weight, self.bias)
 
 
 def _before(pre: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -98,6 +98,14 @@ def plain_conv(like: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2
     return conv.train(like.training)
 
 
+def scaled(factor: Tensor | None, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias times ``factor``; as they are without one."""
+    if factor is not None:
+        weight = factor * weight
+        bias = factor * bias if bias is not None else None
+    return weight, bias
+
+
 def standardized(weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:
     """``weight`` (out, ...) with mean 0 and variance gain^2 in each output channel. ``gain``: (out,), or None for 1."""
     # Batch normalisation of the rows as channels computes the same in one fused kernel.
@@ -191,6 +199,11 @@ class WSConv2d(WeightConv2d):
         super().__init__(*args, **kwargs)
         self.eps = eps
         self.gain = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
+
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """``factor``: a scalar that multiplies the output."""
+        weight, bias = scaled(factor, self.effective_weight(), self.bias)
+        return self._conv_forward(x, weight, bias)
 
     def effective_weight(self) -> Tensor:
         var, mean = torch.var_mean(self.weight, dim=(1, 2, 3), unbiased=False, keepdim=True)

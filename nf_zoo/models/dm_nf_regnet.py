@@ -50,13 +50,13 @@ class DMRegBlock(ResidualBlock):
         self.skip_gain = nn.Parameter(torch.zeros((), **dd))
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.beta * self.act(x)
+        z = self.act(x, self.beta)
         h = x if self.downsample is None else self.downsample(z)
-        return h + self.alpha * self.skip_gain * self.branch(z)
+        return h + self.scaled_branch(z, self.alpha * self.skip_gain)
 
-    def branch(self, x: Tensor) -> Tensor:
+    def scaled_branch(self, x: Tensor, s: Tensor) -> Tensor:
         f = self.attn(self.conv2(self.act(self.conv1(x))))
-        return self.drop_path(self.conv3(self.act(f)))
+        return self.drop_path(self.conv3(self.act(f), s))
 
     def fuse(self) -> PreBlock:
         """The block at inference: gamma and beta in the convolutions that follow them, alpha g in the last one."""

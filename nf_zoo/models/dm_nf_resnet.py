@@ -47,12 +47,13 @@ class DMBlock(ResidualBlock):
         self.downsample = shortcut(site, strided_projection, conv)
         self.add_branch(site, conv, act=act, **dd)
         self.attn = squeeze_excite(attn_layer, site.out_chs, act=act, **dd) or nn.Identity()
+        self.scalar_in_conv = attn_layer is None
         self.skip_gain = nn.Parameter(torch.zeros((), **dd))
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.beta * self.act(x)
+        z = self.act(x, self.beta)
         h = x if self.downsample is None else self.downsample(z)
-        return h + self.alpha * self.skip_gain * self.branch(z)
+        return h + self.scaled_branch(z, self.alpha * self.skip_gain)
 
     def fuse(self) -> PreBlock:
         """The block at inference: gamma and beta in the convolutions that follow them, alpha g in the last one."""

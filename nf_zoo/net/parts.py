@@ -145,10 +145,14 @@ class GammaAct(nn.Module):
         if name not in GAMMA:
             raise UserError(f"act_layer='{name}': use one of {', '.join(GAMMA)}{nearest(str(name), GAMMA)}")
         self.act = get_act_layer(name)()
+        self.is_relu = name == 'relu'
         self.gamma = GAMMA[name] if gamma is None else float(gamma)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.gamma * self.act(x)
+    def forward(self, x: Tensor, beta: float = 1.0) -> Tensor:
+        """beta gamma a(x)."""
+        factor = beta * self.gamma
+        # Autograd keeps the output of ReLU, and that of a product for the convolution behind it: here they are one.
+        return self.act(factor * x) if self.is_relu and factor > 0 else factor * self.act(x)
 
 
 def drop_path(site: Site) -> nn.Module:
