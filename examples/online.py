@@ -25,7 +25,7 @@ ARMS = (
     'bn_resnet20_cifar, statistics trained',
     'bn_resnet20_cifar, statistics frozen',
 )
-RATES = (0.003, 0.01, 0.03)
+RATES = (0.01, 0.03, 0.1)
 SIDE = 16
 
 

@@ -12,14 +12,17 @@ BENCH = ROOT / 'results' / 'bench'
 DIGITS = {'ms': 1, 's': 2, 'MiB': 1, '': 0}
 
 
-def measured(name: str) -> dict[str, Any]:
-    """The JSON file of this name."""
-    return json.loads((BENCH / f'{name}.json').read_text(encoding='utf-8'))
+def measured(name: str) -> list[dict[str, Any]]:
+    """The JSON files of this name, NAME.json and NAME_*.json: each is one run on some of the networks."""
+    return [json.loads(path.read_text(encoding='utf-8')) for path in sorted(BENCH.glob(f'{name}[._]*'))]
 
 
 def table(name: str) -> list[str]:
-    """All rows of a file, below the command and the machine."""
-    found = measured(name)
+    """All rows of the files of this name, below their commands and machines."""
+    return [line for found in measured(name) for line in ['', *_table(found)]][1:]
+
+
+def _table(found: dict[str, Any]) -> list[str]:
     machine = found['machine']
     versions = ', '.join(f'{key} {machine[key]}' for key in ('python', 'torch', 'timm') if key in machine)
     lines = [
@@ -48,7 +51,7 @@ def summary() -> list[str]:
         ('memory', 'kept for backward', 'memory kept for backward'),
         ('training', 'training step', 'time of a training step'),
     ):
-        rows = measured(file)['rows']
+        rows = [row for found in measured(file) for row in found['rows']]
         ratios = [
             next(r['ratio'] for r in rows if r['network'] == name and r['peer'] == 'BN resnet50' and part in r['what'])
             for name in names
@@ -63,10 +66,11 @@ def draw() -> None:
         ('memory', 'kept for backward', 'Memory kept for backward, beside batch normalization'),
         ('training', 'training step', 'Time of a training step, beside batch normalization'),
     ):
-        found = measured(name)
+        runs = measured(name)
         rows = [
             BenchRow(row['network'], row['peer'], row['values'], row['peer_values'], row['unit'], row['network'])
-            for row in found['rows']
+            for run in runs
+            for row in run['rows']
             if part in row['what'] and row['peer'].startswith('BN')
         ]
-        draw_bars(ROOT / 'docs' / 'figures' / f'performance_{name}.svg', title, describe(found['machine']), rows)
+        draw_bars(ROOT / 'docs' / 'figures' / f'performance_{name}.svg', title, describe(runs[0]['machine']), rows)

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-LIMIT = 240  # seconds
+LIMIT = 240.0  # seconds
 _context: Any = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(['nf_zoo.cli.main', 'nf_zoo.train.engine', 'timm', 'torchvision.datasets'])
 
 
-def run_forked(script: Path, *arguments: str) -> str:
-    """What ``script`` writes to standard output."""
-    return ranks_forked(script, *arguments, processes=1).stdout
+def run_forked(script: Path, *arguments: str, limit: float = LIMIT) -> str:
+    """What ``script`` writes to standard output. It is killed after ``limit`` seconds."""
+    return ranks_forked(script, *arguments, processes=1, limit=limit).stdout
 
 
 def ranks_forked(
-    script: Path, *arguments: str, processes: int = 2, check: bool = True
+    script: Path, *arguments: str, processes: int = 2, check: bool = True, limit: float = LIMIT
 ) -> subprocess.CompletedProcess[str]:
     """``script`` in several processes that find each other, as torchrun starts them, but for its watching over them.
 
@@ -44,13 +44,13 @@ def ranks_forked(
             started.append(_context.Process(target=_run, args=(command, dict(os.environ) | env, places)))
             started[-1].start()
         for process in started:
-            process.join(LIMIT)
+            process.join(limit)
         slow = [process for process in started if process.is_alive()]
         for process in slow:
             process.kill()
         out, error = (place.read_text() if place.exists() else '' for place in places)
     code = next((process.exitcode for process in started if process.exitcode), 0)
-    assert not slow, f'{script.name} ran for {LIMIT} s: {error}'
+    assert not slow, f'{script.name} ran for {limit} s: {error}'
     assert not check or code == 0, error
     return subprocess.CompletedProcess(command, code, out, error)
 

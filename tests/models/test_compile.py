@@ -46,13 +46,13 @@ def test_depth_20_is_of_every_method() -> None:
 @pytest.mark.parametrize('name', NAMES)
 def test_compiled_it_is_one_graph_for_any_batch(name: str) -> None:
     torch.manual_seed(0)
-    model = timm.create_model(name).train()
+    model = timm.create_model(name).double().train()  # in float32 a ReLU at 0 may switch
     with torch.no_grad():
         randomize(model)
     compiled = torch.compile(model, fullgraph=True)
     for batch in (4, 3, 7):
-        x = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
+        x = torch.randn(batch, 3, 32, 32, dtype=torch.float64).to(memory_format=torch.channels_last)
         for found, wanted in zip(results(compiled, model, x), results(model, model, x), strict=True):
             scale = wanted.abs().max().clamp(min=1e-6)
-            torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-4)
+            torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-9)
     assert counters['stats']['unique_graphs'] == 1

@@ -82,7 +82,8 @@ def test_a_sigterm_to_the_workers_too_loses_nothing(images: Path, tmp_path: Path
 
 
 def kill(folder: Path, options: dict[str, Any], plans: list[list[int]]) -> str:
-    return run_forked(HERE / 'kill_toys.py', str(folder), yaml.safe_dump(options), json.dumps(plans))
+    command = [str(folder), yaml.safe_dump(options), json.dumps(plans)]
+    return run_forked(HERE / 'kill_toys.py', *command, limit=60 + 15 * len(plans))
 
 
 @pytest.mark.parametrize('runs', [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
