@@ -14,7 +14,7 @@ DIGITS = {'ms': 1, 's': 2, 'MiB': 1, '': 0}
 
 def measured(name: str) -> list[dict[str, Any]]:
     """The JSON files of this name, NAME.json and NAME_*.json: each is one run on some of the networks."""
-    return [json.loads(path.read_text(encoding='utf-8')) for path in sorted(BENCH.glob(f'{name}[._]*'))]
+    return [json.loads(path.read_text(encoding='utf-8')) for path in sorted(BENCH.glob(f'{name}[._]*json'))]
 
 
 def table(name: str) -> list[str]:
