@@ -16,13 +16,13 @@ from torch.nn.utils.weight_norm import WeightNorm
 from ..errors import UserError
 from ..layers.affine_conv import AffineConv2d, PreBiasConv2d, ReluConv2d
 from ..layers.input_norm import InputNormConv2d
-from ..layers.std_conv import WeightConv2d, WSConv2d
+from ..layers.std_conv import WeightConv2d
 from ..net.branch import ResidualBlock
 from ..net.network import ResNet
 from .blocks import PlainBlock
 
 _CONVS = (
-    *(nn.Conv2d, WeightConv2d, WSConv2d, AffineConv2d, PreBiasConv2d, InputNormConv2d, Conv2dSame),
+    *(nn.Conv2d, WeightConv2d, AffineConv2d, PreBiasConv2d, InputNormConv2d, Conv2dSame),
     *(StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame),
     ReluConv2d,  # its ReLU is the first one of the plain block
 )

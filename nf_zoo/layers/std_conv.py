@@ -69,8 +69,10 @@ class WeightConv2d(nn.Conv2d):
         """The weight that the convolution applies, (out, in / groups, kh, kw) as the stored one."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.effective_weight(), self.bias)
+    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """``factor``: a scalar that multiplies the output."""
+        weight, bias = scaled(factor, self.effective_weight(), self.bias)
+        return self._conv_forward(x, weight, bias)
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
@@ -199,11 +201,6 @@ class WSConv2d(WeightConv2d):
         super().__init__(*args, **kwargs)
         self.eps = eps
         self.gain = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
-
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        """``factor``: a scalar that multiplies the output."""
-        weight, bias = scaled(factor, self.effective_weight(), self.bias)
-        return self._conv_forward(x, weight, bias)
 
     def effective_weight(self) -> Tensor:
         # torch.var_mean takes several times as long.

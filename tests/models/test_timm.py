@@ -42,7 +42,7 @@ def test_same_logits_and_features(name):
     for dtype, tolerance in (torch.float32, 1e-5), (torch.float64, 1e-10):
         ours, theirs, x = ours.to(dtype), theirs.to(dtype), torch.randn(2, 3, 40, 40, dtype=dtype)
         with torch.no_grad():
-            pairs = [(ours(x), theirs(x))]
+            pairs = [(ours(x), theirs(x)), (ours.forward_features(x), theirs.forward_features(x))]
             (last, stages), (their_last, their_stages) = (net.forward_intermediates(x) for net in (ours, theirs))
         for mine, yours in [*pairs, (last, their_last), *zip(stages, their_stages, strict=True)]:
             assert (mine - yours).abs().max() <= tolerance * yours.abs().max()
