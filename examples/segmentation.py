@@ -63,7 +63,7 @@ def mean_iou(model: nn.Module, truth: Scenes) -> float:
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     args = parser_of(__doc__).parse_args(argv)
-    width, epochs, pictures, passes = (0.125, 0.05, 4, 1) if args.quick else (0.5, 5, 300, 6)
+    width, epochs, pictures, passes = (0.125, 0.05, 4, 1) if args.quick else (0.5, 5, 300, 5)
     train = scenes('train', pictures, SIDE, 1, sizes=(40, 64))
     validation = scenes('validation', pictures // 4, SIDE, 2, sizes=(40, 64))
     pretrained = cache(lambda name: classifier(name, width, epochs, 20 if args.quick else None))

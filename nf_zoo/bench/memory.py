@@ -35,7 +35,7 @@ def bench_memory(names: Sequence[str], settings: Settings) -> Iterator[BenchRow]
         for label, network in {name: model, **peers}.items():
             with settings.autocast():
                 kept[label] = saved_bytes(settings.place(network.train()), x.shape[-1], settings.device) / MIB
-            step = Step(network, x, y, settings, keep=True)
+            step = Step(network, x, y, settings.of(label), keep=True)
             step()  # allocates gradients and momentum, and compiles
             peaks[label] = peak_bytes(step, settings.device) / MIB
             settings.advance()
@@ -56,7 +56,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         function()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'trace.json'
@@ -70,7 +70,7 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """The profiler's library writes to standard error that it starts, and that there is no GPU."""
     kept = os.dup(2)
     with open(os.devnull, 'wb') as nowhere:

@@ -40,7 +40,7 @@ def bench_inference(
         # A network by itself with its peers: more networks in turn share the caches, and the times scatter.
         for batch in [settings.batch_size] if settings.batch_size else batch_sizes:
             x, _ = settings.images(model, batch)
-            calls = {label: settings.forward(net, x) for label, net in {**ours, **peers}.items()}
+            calls = {label: settings.of(label).forward(net, x) for label, net in {**ours, **peers}.items()}
             times = interleaved(calls, settings.rounds or 15, device=settings.device, advance=settings.advance)
             for label in ours:
                 what = f'{label}: inference, batch {batch}'
@@ -54,7 +54,7 @@ def bench_training(names: Sequence[str], settings: Settings) -> Iterator[BenchRo
         model = open_network(name)
         x, y = settings.images(model, batch)
         peers = open_peers(name, model, settings.peers)
-        steps = {label: Step(net, x, y, settings) for label, net in {name: model, **peers}.items()}
+        steps = {label: Step(net, x, y, settings.of(label)) for label, net in {name: model, **peers}.items()}
         with allocator.keep_freed():  # for all, as in a run
             times = interleaved(dict(steps), settings.rounds or 5, device=settings.device, advance=settings.advance)
         for peer in peers:

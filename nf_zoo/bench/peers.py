@@ -1,6 +1,7 @@
 """The networks that a bench compares, and their peers by kind: batch normalization, group normalization, the floor."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import timm
@@ -11,6 +12,7 @@ from ..errors import UserError
 from ..net.layout import imagenet, imagenet_basic
 from ..net.network import ResNet
 from ..net.registry import list_models, variant
+from .settings import EAGER
 from .twins import Norm, group_norm, no_norm, twin
 
 NORMS: dict[str, tuple[str, Norm]] = {
@@ -35,7 +37,7 @@ def open_peers(name: str, model: nn.Module, kinds: Sequence[str], **kwargs: Any)
     Args:
         name: The network's name: NAME or NAME.TAG.
         model: The network.
-        kinds: 'bn', 'gn', 'floor', or names of timm's.
+        kinds: 'bn', 'gn', 'floor', 'eager' (the network itself), or names of timm's.
         **kwargs: Keyword arguments that the network was made with, and every peer gets.
 
     Raises:
@@ -45,6 +47,8 @@ def open_peers(name: str, model: nn.Module, kinds: Sequence[str], **kwargs: Any)
 
 
 def _open(name: str, model: nn.Module, kind: str, kwargs: dict[str, Any]) -> tuple[str, nn.Module]:
+    if kind == EAGER:
+        return EAGER, deepcopy(model)
     if kind not in NORMS:
         classes = {'num_classes': getattr(model, 'num_classes', 1000)}
         return kind, open_network(kind, model_args={**classes, **kwargs})

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from ..analysis.inputs import noise
 from .measure import Advance
+
+EAGER = 'eager'  # the peer that is the network itself, not compiled
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Settings:
     peers: tuple[str, ...] = ('bn',)
     rounds: int | None = None
     advance: Advance = field(default_factory=lambda: lambda: None)
+
+    def of(self, label: str) -> 'Settings':
+        """The settings by which the network or peer of this label is measured."""
+        return replace(self, compiled=False) if label == EAGER else self
 
     def format(self) -> torch.memory_format:
         """The memory format of images and weights."""

@@ -210,7 +210,8 @@ def _options(add: Add) -> None:
         action='append',
         metavar='PEER',
         help="what to compare with, may be given again: bn (timm's ResNet with batch normalization, or a twin), "
-        'gn (the same with group normalization), floor (plain convolutions alone), or a name of timm (bn)',
+        'gn (the same with group normalization), floor (plain convolutions alone), eager (the network itself, not '
+        'compiled), or a name of timm (bn)',
     )
     add('--rounds', type=count, metavar='N', help='rounds that count, all networks in turn in each (3 to 15)')
     add('--threads', type=count, metavar='N', help="threads of the processor (torch's)")

@@ -43,6 +43,18 @@ def test_a_training_step_changes_the_weights(options: dict[str, bool]) -> None:
     assert len(done) == 2 * 3  # two networks, two rounds and the one that isn't counted
 
 
+def test_the_peer_eager_is_the_network_and_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, 'compile', lambda model: compiled.append(model) or model)
+    settings = Settings(**SMALL, compiled=True, peers=('bn', 'eager'))
+    for bench in (bench_training, bench_memory):
+        assert {row.peer for row in bench(['wn_resnet20_cifar'], settings)} == {'BN twin', 'eager'}
+        assert len(compiled) == 2 and len(set(compiled)) == 2  # the network and its twin
+        compiled.clear()
+    *_, row = bench_inference(['wn_resnet20_cifar'], settings)
+    assert row.peer == 'eager' and len(compiled) == 3  # the network, folded too, and its twin
+
+
 def test_a_step_updates_and_keeps_its_gradients_on_request() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
     step = networks.Step(model, torch.ones(2, 3, 2, 2), torch.tensor([0, 1]), Settings(), keep=True)

@@ -12,6 +12,7 @@ from train_toys import run_toy, toys  # noqa: F401
 
 from nf_zoo.cli.main import main
 from nf_zoo.inference.loading import load_model
+from nf_zoo.train.run_folder import claimed
 from tools.conversion import randomize
 
 
@@ -33,6 +34,14 @@ def test_a_pretrained_control_becomes_a_run(tmp_path: Path, capsys: pytest.Captu
     assert 'Converted from' in (tmp_path / 'hub' / 'wn_resnet20_cifar.mine' / 'README.md').read_text()
     assert main(['convert', 'bn_resnet20_cifar.cifar10', '-o', str(run)]) == 2
     assert 'already holds a run' in capsys.readouterr().err
+
+
+def test_a_folder_that_a_run_trains_into_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with claimed(tmp_path / 'run', resume=False):
+        assert main(['convert', 'bn_resnet20_cifar.cifar10', '-o', str(tmp_path / 'run')]) == 2
+        error = capsys.readouterr().err
+        assert 'another run is training into' in error and error.count('\n') == 1
+        assert not any((tmp_path / 'run').iterdir())
 
 
 def test_a_run_keeps_the_keywords_of_its_network(tmp_path: Path, toys: None) -> None:  # noqa: F811

@@ -51,7 +51,7 @@ class Page:
             self.events.append(self.next())
 
     def run(self, code: str) -> Any:
-        found = self.call('Runtime.evaluate', expression=code, returnByValue=True)
+        found = self.call('Runtime.evaluate', expression=code, returnByValue=True, awaitPromise=True)
         assert 'exceptionDetails' not in found, found
         return found['result'].get('value')
 

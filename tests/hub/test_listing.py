@@ -18,11 +18,14 @@ from hub_server import File, Repo, serve
 from hubs import FACTS, NAME, make_model, rewrite
 
 from nf_zoo import hub
+from nf_zoo.bench.kits import KITS
 from nf_zoo.cli import main as cli
 from nf_zoo.errors import UserError
 from nf_zoo.hub.listing import HubRow, as_csv, as_html, as_table, list_hub
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>=cmd()\x1b[31m'
+
+AXE = KITS / 'browser' / 'node_modules' / 'axe-core' / 'axe.min.js'
 
 
 @pytest.fixture(scope='module')
@@ -192,3 +195,22 @@ def test_the_page_in_chromium(shared: Path, tmp_path: Path) -> None:
         assert page.complaints() == [] and page.run('document.title') == f'Weights in {shared.name}'
         assert page.run('document.images.length') == 0
     assert all((tmp_path / name).stat().st_size > 5000 for name in ('sorted.png', 'filtered.png'))
+
+
+@pytest.mark.kit
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [1280, 390])
+def test_axe_finds_nothing_on_the_page(shared: Path, tmp_path: Path, scheme: str, width: int) -> None:
+    if shutil.which('chromium') is None or not AXE.is_file():
+        pytest.skip('Chromium or axe-core is missing: make kit-test installs them')
+    (tmp_path / 'index.html').write_text(as_html(list_hub(shared), shared))
+    with chromium(tmp_path / 'profile') as page:
+        page.call('Emulation.setEmulatedMedia', features=[{'name': 'prefers-color-scheme', 'value': scheme}])
+        page.call(
+            'Emulation.setDeviceMetricsOverride', width=width, height=800, deviceScaleFactor=1, mobile=width < 500
+        )
+        page.open(tmp_path / 'index.html')
+        assert page.run('matchMedia("(prefers-color-scheme: dark)").matches') == (scheme == 'dark')
+        page.run(AXE.read_text(encoding='utf-8'))
+        assert page.run('axe.run().then(found => found.violations.map(v => `${v.id}: ${v.nodes[0].html}`))') == []
+        assert page.run('document.documentElement.scrollWidth - document.documentElement.clientWidth') <= 0
