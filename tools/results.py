@@ -37,7 +37,8 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     for path in sorted(bundled().glob('*/manifest.json')):
         manifest = json.loads(path.read_bytes())
         config = json.loads(path.with_name('config.json').read_bytes())
-        recipe = f'configs/{manifest["dataset"]}/{manifest["architecture"]}.yaml'
+        # What was converted was not trained: it has no recipe of its own.
+        recipe = f'configs/{manifest["dataset"]}/{manifest["architecture"]}.yaml' if manifest.get('epochs') else ''
         found.setdefault(manifest['dataset'], []).append(
             {
                 'model': f'{manifest["architecture"]}.{manifest["tag"]}',
@@ -114,13 +115,15 @@ def files() -> dict[Path, str]:
             size = facts(row['model'])  # of these weights: their classes, their pixels
             weights.append(
                 f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {manifest["metrics"]["n"]:,} '
-                f'| {size.parameters:,} | {size.macs:,} '
-                f'| {manifest["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |'
+                f'| {size.parameters:,} | {size.macs:,} | '
+                + (f'{manifest["epochs"]} | [{row["recipe"]}]({row["recipe"]}) |' if row['recipe'] else '| converted |')
             )
             if place < BEST:
                 best.append(
                     f'| `{row["model"]}` | {row["top1"]} % | {row["top5"]} % | {size.parameters:,} | {size.macs:,} |'
                 )
+            if not row['recipe']:
+                continue
             metrics = manifest['metrics']
             published.append(
                 f'| `{row["model"]}` | {row["top1"]} % | {metrics["loss"]:.3f} | {metrics["n"]:,} '

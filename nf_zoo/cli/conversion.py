@@ -56,7 +56,8 @@ def _convert(args: argparse.Namespace) -> None:
         fitted: Any = target.calibration
         done = f'{fitted.layers} convolutions fitted on {min(len(images), CALIBRATION_IMAGES)} images'
     sizes = [sum(p.numel() for p in m.parameters()) for m in (model, target)]
-    say(f'{source.where or source.architecture} -> {target_name}: {done}')
+    original = Path(args.weights).name if args.weights else source.name
+    say(f'{original} -> {target_name}: {done}')
     say(f'parameters {sizes[0]:,} -> {sizes[1]:,}')
     metrics: dict[str, float] = {}
     if args.data_dir:
@@ -68,7 +69,7 @@ def _convert(args: argparse.Namespace) -> None:
         if args.data_dir:
             metrics = evaluate(target, dataset, args.data_dir)
             say(f'after {args.steps} steps of training: {metrics["top1"]:.2f} %')
-    note = f'Converted from {args.weights or source.where or source.architecture}, which has batch normalization'
+    note = f'Converted from {original}, which has batch normalization'
     note += (
         '.' if args.to == 'weight_norm' else f', with {CALIBRATION_IMAGES} images; {args.steps or 0} steps of training.'
     )

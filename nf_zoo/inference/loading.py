@@ -45,6 +45,13 @@ class Source:
         """The data set that the weights were trained for."""
         return self.facts.get('dataset') or (self.tag or None)
 
+    @property
+    def name(self) -> str:
+        """NAME, NAME.TAG, or the last part of a run's folder: what others may read of where the weights are from."""
+        if self.kind == 'run':
+            return Path(self.where).resolve().name
+        return f'{self.architecture}.{self.tag}' if self.tag else self.architecture
+
     def load(self, **kwargs: Any) -> nn.Module:
         """The model in eval mode, with its weights; its ``pretrained_cfg`` has classes, image size, mean and std.
 

@@ -27,7 +27,7 @@ def test_a_pretrained_control_becomes_a_run(tmp_path: Path, capsys: pytest.Captu
     torch.testing.assert_close(converted(x), original(x), rtol=0, atol=1e-5 * original(x).abs().max().item())
     result = json.loads((run / 'result.json').read_text())
     assert result['dataset'] == 'cifar10' and result['classes'][3] == 'cat'
-    assert 'Converted from' in result['note']
+    assert result['note'] == 'Converted from bn_resnet20_cifar.cifar10, which has batch normalization.'  # and no path
 
     # It is a run: it can be published, and its card says what it is.
     assert main(['publish', str(run), '--to', str(tmp_path / 'hub'), '--name', 'wn_resnet20_cifar.mine']) == 0
@@ -51,6 +51,7 @@ def test_a_run_keeps_the_keywords_of_its_network(tmp_path: Path, toys: None) -> 
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(converted(x), original(x), rtol=0, atol=1e-5 * original(x).abs().max().item())
     assert [len(stage) for stage in converted.stages] == [1, 1, 1]
+    assert json.loads((tmp_path / 'wn' / 'result.json').read_text())['note'].startswith('Converted from bn, which')
 
 
 def test_weights_of_a_file_and_an_eunnet_fitted_on_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

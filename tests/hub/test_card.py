@@ -24,7 +24,7 @@ def test_the_packages_cards_are_up_to_date(folder: Path) -> None:
         b'Not for:',
         b'Expected calibration error:',
         b'Dead blocks:',
-        b'(curves.png)',
+        b'(curves.png)' if 'epochs' in manifest else manifest['note'].encode(),  # what was converted has no curves
         b'## Licence and data',
     ):
         assert part in text
