@@ -150,15 +150,15 @@ def answers(command: list[Any], images: list[Path]) -> list[Answer]:
     return rows
 
 
-def agree(model: torch.nn.Module, images: list[Path], rows: list[Answer]) -> None:
+def agree(model: torch.nn.Module, images: list[Path], rows: list[Answer], tolerance: float = TOLERANCE) -> None:
     """The five most probable classes and their probabilities are PyTorch's (two of one probability in any order)."""
     top = min(5, len(class_names(model)))
     assert len(rows) == len(images)
     for path, found, expected in zip(images, rows, predict(model, images, top=10**6), strict=True):
         assert len(found) == len({name for name, _ in found}) == top, path
         for (name, probability), (_, at_this_rank) in zip(found, expected[:top], strict=True):
-            assert abs(probability - at_this_rank) <= TOLERANCE, (path, found, expected)
-            assert abs(probability - dict(expected)[name]) <= TOLERANCE, (path, found, expected)
+            assert abs(probability - at_this_rank) <= tolerance, (path, found, expected)
+            assert abs(probability - dict(expected)[name]) <= tolerance, (path, found, expected)
 
 
 @pytest.fixture(scope='session')
@@ -354,7 +354,9 @@ def page(request: pytest.FixtureRequest, models: Any, tmp_path: Path) -> Iterato
 def test_the_page_in_a_browser(page: tuple[str, str], models: Any, images: list[Path], tmp_path: Path) -> None:
     """Files, drawings by mouse, keyboard and finger or the camera; nothing from elsewhere, no finding of axe."""
     network, address = page
-    images = images[::8] if network == 'eunnet50.imagenette' else images  # it takes a hundred times as long
+    tolerance = TOLERANCE
+    if network == 'eunnet50.imagenette':  # a hundred times as long, and 53 normalisations in WebAssembly's arithmetic
+        images, tolerance = images[::8], 1e-3
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 4), dtype=np.uint8)
     pixels[..., 3] = pixels[..., 3] // 128 * 255
     Image.fromarray(pixels).save(tmp_path / 'clear.png')
@@ -368,8 +370,8 @@ def test_the_page_in_a_browser(page: tuple[str, str], models: Any, images: list[
     assert all(name in found['knows'] for name in class_names(model))
     assert (len(found['drawings']), 'camera' in found) == ((3, False) if network == 'digits' else (0, True))
     for form in ('folded', 'unfolded'):
-        agree(model, images, found['files'][form])
-    agree(model, images[:1], [found['dropped']])
+        agree(model, images, found['files'][form], tolerance)
+    agree(model, images[:1], [found['dropped']], tolerance)
     for name, answer in found['drawings']:
         ink = np.asarray(Image.open(tmp_path / name).convert('L'), float)
         assert 0.02 < (ink > 128).mean() < 0.5 and np.ptp((ink > 128).nonzero()[0]) > 180  # from top to bottom
