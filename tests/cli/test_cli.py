@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from forked import python
 from PIL import Image
 from torch import nn
 
@@ -315,13 +316,19 @@ def test_evaluate(run: Run, hubs: Path, tmp_path: Path) -> None:
     assert f'{found["top1"]:.2f} %' in out and f'of {found["n"]}' in out
 
 
+def shallow(name: str, hub: Path) -> str:
+    """The folder of random weights for ``name`` with a block a stage, published in ``hub``: soon exported."""
+    model = timm.create_model(name, depths=[1, 1, 1])
+    return nf_zoo.publish(model, hub, f'{name}.shallow', dataset='letters', classes=list('abcdefghij'))
+
+
 @pytest.mark.parametrize(
     ('name', 'options'),
     [('eunnet20_cifar', []), ('nf_resnet20_cifar', ['--no-fold', '--fixed-batch', '--input-size', 3, 40, 48])],
 )
 def test_export(run: Run, tmp_path: Path, name: str, options: list[object]) -> None:
     onnx = pytest.importorskip('onnx')
-    code, out, err = run('export', name, '--random', '-o', tmp_path / 'a.onnx', *options)
+    code, out, err = run('export', shallow(name, tmp_path / 'hub'), '-o', tmp_path / 'a.onnx', *options)
     assert code == 0, err
     graph = onnx.load(tmp_path / 'a.onnx').graph
     assert f'{len(graph.node)} nodes' in out
@@ -332,14 +339,14 @@ def test_export(run: Run, tmp_path: Path, name: str, options: list[object]) -> N
 
 def test_export_above_the_tolerance_is_a_failed_check(run: Run, tmp_path: Path) -> None:
     pytest.importorskip('onnxruntime')
-    code, _, err = run('export', 'nf_resnet20_cifar', '--random', '-o', tmp_path / 'a.onnx', '--tolerance', '1e-12')
+    folder = shallow('nf_resnet20_cifar', tmp_path / 'hub')
+    code, _, err = run('export', folder, '-o', tmp_path / 'a.onnx', '--tolerance', '1e-12')
     assert code == 1
     assert err.startswith('nf-zoo: error: ') and 'tolerance' in err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ['hub']
 
 
 def test_python_m_nf_zoo_is_the_command() -> None:
-    command = [sys.executable, '-W', 'error', '-m', 'nf_zoo', 'list', 'eunet']
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    done = python('-m', 'nf_zoo', 'list', 'eunet', env={**os.environ, 'PYTHONWARNINGS': 'error'}, check=False)
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr.startswith('nf-zoo: error: ') and done.stderr.count('\n') == 1

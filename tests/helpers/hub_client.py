@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forked import python
 from hub_server import File, Hub, Repo
 from hubs import NAME, TAG, toy
 
@@ -46,9 +45,7 @@ def environment(hub: Hub, home: Path, **more: str) -> dict[str, str]:
 
 def run_child(code: str, env: dict[str, str], *args: str) -> Any:
     """What ``code`` prints as JSON in its last line."""
-    done = subprocess.run([sys.executable, '-c', code, *args], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(python('-c', code, *args, env=env, anew=True).stdout.splitlines()[-1])
 
 
 def connect(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:

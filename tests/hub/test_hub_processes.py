@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Forked, python
 from hub_client import REPO, TOKEN, UPLOADS, WEIGHTS, environment, put, run_child
 from hub_server import Fault, Hub, serve
 from hubs import NAME, TAG, toy
@@ -33,18 +35,19 @@ def test_many_processes_share_one_download(count: int, storage: str, tmp_path: P
         env = environment(server, tmp_path / 'hf')
         if storage == 'xet':
             code = 'from hubs import *; import nf_zoo; nf_zoo.publish(make_model(), "hf://org", tag=TAG)'
-            subprocess.run([sys.executable, '-c', code], env=env, check=True, capture_output=True)
+            python('-c', code, env=env, anew=True)
             env['HF_HOME'] = str(tmp_path / 'cold')
             expected = server.repos[REPO]['main']['model.safetensors']
         else:
             put(server)
             expected = toy().files['model.safetensors']
-        command = [sys.executable, '-c', _FETCH, f'{NAME}.{TAG}']
-        all_of_them = [subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True) for _ in range(count)]
-        outputs = [process.communicate() for process in all_of_them]
-    assert [process.returncode for process in all_of_them] == [0] * count, outputs
-    assert {json.loads(out)[1] for out, _ in outputs} == {expected.hex()[-64:]}
-    assert len({json.loads(out)[0] for out, _ in outputs}) == 1
+        with ExitStack() as stack:
+            command = '-c', _FETCH, f'{NAME}.{TAG}'
+            all_of_them = [stack.enter_context(Forked(*command, env=env, anew=True)) for _ in range(count)]
+            ended = [process.wait() for process in all_of_them]
+    assert [done.returncode for done in ended] == [0] * count, ended
+    assert {json.loads(done.stdout)[1] for done in ended} == {expected.hex()[-64:]}
+    assert len({json.loads(done.stdout)[0] for done in ended}) == 1
     cache = Path(env['HF_HOME'])
     assert not list(cache.rglob('*.incomplete'))
     blobs = [p for p in (cache / 'hub').rglob('blobs/*') if p.stat().st_size == len(expected)]
@@ -57,17 +60,17 @@ def test_many_processes_share_one_download(count: int, storage: str, tmp_path: P
 def test_kill_9_during_a_fetch(server: Hub, tmp_path: Path, cuts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     put(server)
     env = environment(server, tmp_path / 'hf')
-    command = [sys.executable, '-c', _FETCH, f'{NAME}.{TAG}']
+    command = ['-c', _FETCH, f'{NAME}.{TAG}']
     for at in cuts:
         reached, go = threading.Event(), threading.Event()
         server.faults = [Fault(WEIGHTS, cut=at, reached=reached, go=go)]
-        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        assert reached.wait(60)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+        with Forked(*command, env=env, anew=True) as child:
+            assert reached.wait(60), child.said()
+            child.process.kill()
+            assert child.wait().returncode == -signal.SIGKILL
         go.set()
         assert not list((tmp_path / 'hf').rglob('model.safetensors'))
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[1] == toy().files['model.safetensors'].hex()[-64:]
 

@@ -1,15 +1,19 @@
 """The worked example of CONTRIBUTING.md: its page and one import are all that a new method needs."""
 
-import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from forked import python
+
 ROOT = Path(__file__).resolve().parents[2]
 
 CHECK = """
+import warnings
+warnings.simplefilter('error')
+warnings.simplefilter('ignore', FutureWarning)
 import timm, torch, nf_zoo
 from nf_zoo.cli.main import main
 
@@ -39,14 +43,7 @@ def test_the_worked_example(tmp_path: Path) -> None:
     (package / 'models' / 'rezero.py').write_text(code[1], encoding='utf-8')
     init = package / '__init__.py'
     init.write_text(init.read_text(encoding='utf-8').replace('    rescalenet,\n', '    rescalenet,\n    rezero,\n', 1))
-    done = subprocess.run(
-        [sys.executable, '-W', 'error', '-W', 'ignore::FutureWarning', '-c', CHECK],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | {'PYTHONPATH': str(tmp_path)},
-    )
-    assert done.returncode == 0, done.stderr
+    done = python('-c', CHECK, cwd=tmp_path, anew=True)
     assert 'Bachlechner et al. 2021' in done.stdout and 'rezero_resnet20_cifar' in done.stdout
     files = [package / 'models' / 'rezero.py', '--config', ROOT / 'pyproject.toml']
     for command in (['format', '--check'], ['check']):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import timm
+from forked import python
 from PIL import Image
 
 import nf_zoo
@@ -32,43 +33,6 @@ DOCUMENTS = [
     ROOT / f'{name}.md' for name in ('README', 'CONTRIBUTING', 'CHANGELOG', 'RESULTS', 'SECURITY', 'docs/methods')
 ]
 METHODS = DOCUMENTS[-1]
-
-
-def python(code: str, *options: str, cwd: Path = ROOT, **env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *options, '-c', code], capture_output=True, text=True, cwd=cwd, env=os.environ | env
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def test_the_import_is_light() -> None:
-    """It loads the parts that register the models and fold them, and no library that timm hasn't loaded."""
-    code = 'import sys, timm; before = set(sys.modules); import nf_zoo; print(*(set(sys.modules) - before))'
-    loaded = python(code).split()
-    assert {name.partition('.')[0] for name in loaded} - set(sys.stdlib_module_names) == {'nf_zoo'}
-    ours = {name.partition('.')[2] for name in loaded if name.startswith('nf_zoo.')}
-    parts = {name.partition('.')[0] for name in ours}
-    assert parts == {'_interrupt', 'errors', 'files', 'folding', 'hub', 'layers', 'models', 'net', 'text'}
-    assert not ours & {f'hub.{name}' for name in ('card', 'organization', 'package', 'publishing', 'verification')}
-
-
-def test_a_compiled_pattern_serves_all_registrations() -> None:
-    """A regular expression for each name took a fifth of the import's time."""
-    code = """
-import re._compiler, timm
-count, original = 0, re._compiler.compile
-def compile(*args):
-    global count
-    count += 1
-    return original(*args)
-re._compiler.compile = compile
-import nf_zoo
-print(count)
-"""
-    if sys.version_info < (3, 11):
-        code = code.replace('re._compiler', 'sre_compile')
-    assert int(python(code)) < len(nf_zoo.list_models()) / 2
 
 
 def test_extras_are_imported_inside_functions() -> None:
@@ -137,12 +101,18 @@ def test_a_wheel_has_the_recipes(tmp_path: Path) -> None:
     command = [sys.executable, '-W', 'ignore', 'setup.py', '-q', 'build_py', '--build-lib', str(wheel)]
     subprocess.run(command, cwd=checkout, check=True, capture_output=True)
     code = """
+import signal
+before = signal.getsignal(signal.SIGINT)
 import nf_zoo
+assert signal.getsignal(signal.SIGINT) is before
 from nf_zoo.cli.main import main
 main(['recipes', 'cifar10/eunnet20_cifar', '--json'])
 print(nf_zoo.__file__)
 """
-    *found, file = python(code, cwd=tmp_path, PYTHONPATH=str(wheel)).splitlines()
+    command, env = [sys.executable, '-W', 'error', '-c', code], os.environ | {'PYTHONPATH': str(wheel)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert (done.returncode, done.stderr) == (0, ''), 'the import is silent'
+    *found, file = done.stdout.splitlines()
     assert Path(file).is_relative_to(wheel)
     assert 'cifar10/eunnet20_cifar' in {row['name'] for row in json.loads('\n'.join(found))}
     assert {path.relative_to(wheel / 'nf_zoo') for path in (wheel / 'nf_zoo' / 'configs').rglob('*.yaml')} == {
@@ -162,7 +132,7 @@ import nf_zoo
 from nf_zoo.inference.loading import class_names
 print(json.dumps([nf_zoo.__file__, model.pretrained_cfg['tag'], class_names(model)]))
 """
-    file, tag, classes = json.loads(python(code, cwd=checkout).splitlines()[0])
+    file, tag, classes = json.loads(python('-c', code, cwd=checkout, anew=True).stdout.splitlines()[0])
     assert Path(file).is_relative_to(checkout)
     assert tag == 'cifar10' and 'airplane' in classes
 
@@ -218,10 +188,8 @@ def test_the_readme_is_short_and_every_block_of_it_runs(tmp_path: Path) -> None:
                 assert command[0] == 'nf-zoo', line
                 short = ['--epochs', '1', '--warmup-epochs', '0', '--batch-size', '2'] if command[1] == 'train' else []
                 code.append(f'assert main({command[1:] + short}) in (None, 0)')
-    said = python(
-        '\n'.join(['import os', 'from nf_zoo.cli.main import main', *code]), cwd=tmp_path, PYTHONPATH=str(ROOT)
-    )
-    assert 'verified' in said and (tmp_path / 'eunnet20_cifar.onnx').exists()
+    done = python('-c', '\n'.join(['import os', 'from nf_zoo.cli.main import main', *code]), cwd=tmp_path)
+    assert 'verified' in done.stdout and (tmp_path / 'eunnet20_cifar.onnx').exists()
 
 
 def test_the_documents_names_and_links_exist() -> None:

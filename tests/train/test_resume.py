@@ -3,15 +3,17 @@
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
+import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from forked import HERE, run_forked
+from forked import HERE, Forked, python
 from picture_folders import images  # noqa: F401
 from train_toys import outcome, run_toy, stop_at, toy_recipe, toys  # noqa: F401
 
@@ -42,14 +44,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The uninterrupted run of a variant, made once."""
+
+    @cache
+    def run(variant: str) -> Path:
+        folder = tmp_path_factory.mktemp('whole')
+        run_toy(folder, **VARIANTS[variant])
+        return folder
+
+    return run
+
+
 @pytest.mark.parametrize('variant', VARIANTS)
 @pytest.mark.parametrize('where', ['epoch 1/2: update 2/5', 'epoch 1/2: update 4/5', 'epoch 2/2: update 1/5'])
-def test_ctrl_c_and_resume_equal_the_uninterrupted_run(tmp_path: Path, variant: str, where: str) -> None:
+def test_ctrl_c_and_resume_equal_the_uninterrupted_run(
+    whole: Callable[[str], Path], tmp_path: Path, variant: str, where: str
+) -> None:
     options = VARIANTS[variant]
-    run_toy(tmp_path / 'whole', **options)
-    stop_at(toy_recipe(tmp_path / 'pieces', **options), where)
-    run_toy(tmp_path / 'pieces', resume=True, **options)
-    assert outcome(tmp_path / 'pieces') == outcome(tmp_path / 'whole')
+    stop_at(toy_recipe(tmp_path, **options), where)
+    run_toy(tmp_path, resume=True, **options)
+    assert outcome(tmp_path) == outcome(whole(variant))
 
 
 def test_sigterm_saves_too_and_the_old_handlers_come_back(tmp_path: Path) -> None:
@@ -68,22 +84,22 @@ def test_a_sigterm_to_the_workers_too_loses_nothing(images: Path, tmp_path: Path
     argv = ['--model', 'eunnet20_cifar', '--model-kwargs', '{depths: [1, 1, 1]}', '--no-pretrained', '--device', 'cpu']
     argv += ['--data-dir', str(images), '--output', str(tmp_path / 'run'), '--img-size', '16', '--batch-size', '2']
     argv += ['--workers', '1', '--epochs', '1000', '--log-interval', '1']
-    env = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
-    command = [sys.executable, '-m', 'nf_zoo', 'train', *argv]
-    with subprocess.Popen(command, env=env, stdout=-1, stderr=-1, text=True, start_new_session=True) as run:
-        assert run.stdout and run.stderr
-        assert any('epoch 2/1000: update 1/' in line for line in run.stdout)
-        os.killpg(run.pid, signal.SIGTERM)
-        run.stdout.read()
-        said = run.stderr.read()
-        assert run.wait() == 130, said
+    with Forked('-m', 'nf_zoo', 'train', *argv) as run:
+        while 'epoch 2/1000: update 1/' not in run.said()[0]:
+            assert run.process.is_alive(), run.said()
+            time.sleep(0.05)
+        os.killpg(run.process.pid, signal.SIGTERM)
+        found = run.wait()
+    said = found.stderr
+    assert found.returncode == 130, said
     assert 'stopped; everything is saved in' in said and said.count('\n') == 1
     assert list((tmp_path / 'run' / 'checkpoints').glob('*.json'))
 
 
 def kill(folder: Path, options: dict[str, Any], plans: list[list[int]]) -> str:
     command = [str(folder), yaml.safe_dump(options), json.dumps(plans)]
-    return run_forked(HERE / 'kill_toys.py', *command, limit=60 + 15 * len(plans))
+    env = {**os.environ, 'PYTHONWARNINGS': 'error'}
+    return python(str(HERE / 'kill_toys.py'), *command, env=env, limit=60 + 15 * len(plans)).stdout
 
 
 @pytest.mark.parametrize('runs', [3, pytest.param(100, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
@@ -111,14 +127,15 @@ def test_kill_9_anywhere_and_resume_equal_the_uninterrupted_run(tmp_path: Path, 
     ],
     ids=['empty', 'flipped tensor', 'flipped json', 'torn json', 'missing'],
 )
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: Any) -> None:
-    run_toy(tmp_path / 'run')
-    whole = outcome(tmp_path / 'run')
-    damage(tmp_path / 'run' / 'checkpoints')
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    whole: Callable[[str], Path], tmp_path: Path, damage: Any
+) -> None:
+    run = shutil.copytree(whole('plain'), tmp_path / 'run')
+    damage(run / 'checkpoints')
     said: list[str] = []
-    train(toy_recipe(tmp_path / 'run', resume=True), log=said.append, bar=False)
+    train(toy_recipe(run, resume=True), log=said.append, bar=False)
     assert said[0] == 'checkpoint 00000010 is damaged: going back to the one before'
-    assert outcome(tmp_path / 'run') == whole
+    assert outcome(run) == outcome(whole('plain'))
 
 
 def flip(path: Path, at: int) -> None:
