@@ -80,9 +80,10 @@ def test_only_the_gradients_that_are_asked_for(norm: str, needed: tuple[bool, ..
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-# Stride, padding, groups and kernel, each with and without a bias; the last two have the shape that commutes.
+# Stride, padding, groups and kernel, each with and without a bias; the last two have the shape that commutes. The first
+# is narrow, because all entries of its Jacobians are computed.
 GEOMETRIES = [
-    dict(kernel_size=3, stride=1, padding=1, groups=1),
+    dict(kernel_size=3, stride=1, padding=1, groups=1, in_channels=2, out_channels=3),
     dict(kernel_size=3, stride=2, padding=1, groups=2),
     dict(kernel_size=3, stride=1, padding=0, groups=4, out_channels=4),
     dict(kernel_size=3, stride=1, padding=2, dilation=2, groups=1),
@@ -98,7 +99,7 @@ def test_first_and_second_derivatives(
 ) -> None:
     monkeypatch.setattr(input_norm, 'LARGE', 1)
     conv = eunconv(norm=norm, bias=bias, **geometry)
-    x = torch.randn(2, 4, 4, 3, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, conv.in_channels, 4, 3, dtype=torch.float64, requires_grad=True)
     factor = torch.tensor(-1.3, dtype=torch.float64, requires_grad=True)
     inputs = (x, factor, *conv.parameters())
 
