@@ -64,6 +64,19 @@ def test_second_derivatives(name: str, part: str) -> None:
     assert all(product.any() for product in products)
 
 
+@pytest.mark.soak  # the test above finds more, in a tenth of the time
+@pytest.mark.parametrize('name', NAMES)
+def test_gradgradcheck(name: str) -> None:
+    model, x = tiny(name).eval(), images(name, n=1, side=8, dtype=torch.float64).requires_grad_()
+    names = [key for key, _ in model.named_parameters()]
+    parameters = [p.detach().requires_grad_() for p in model.parameters()]
+
+    def run(x: Tensor, *values: Tensor) -> Tensor:
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradgradcheck(run, (x, *parameters), fast_mode=True)
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_a_hessian_vector_product_is_the_derivative_of_the_gradient(name: str) -> None:
     """Autograd's double backward against torch.func's forward mode over reverse mode."""
