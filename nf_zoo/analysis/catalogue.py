@@ -85,7 +85,7 @@ class ModelFacts:
         ]
         for tag, entry in self.weights.items():
             known = ', '.join(f'{key} {_in_words(value)}' for key, value in entry.items() if value is not None)
-            lines.append(f'  {clean(tag):<10}{known}')
+            lines.append(f'  {clean(tag)}: {known}')
         return '\n'.join(lines)
 
     def as_dict(self) -> dict[str, Any]:
@@ -283,4 +283,6 @@ def _known(source: Source) -> dict[str, Any]:
 
 
 def _in_words(value: Any) -> str:
+    if isinstance(value, float):
+        return f'{value:.2f}'
     return f'{value:,}' if isinstance(value, int) else clean(value)

@@ -29,8 +29,10 @@ def _convert(args: argparse.Namespace) -> None:
     from ..inference.loading import resolve
     from ..text import say
     from ..train.evaluation import evaluate
-    from ..train.run_folder import check, claimed
+    from ..train.run_folder import check, claimed, is_run
 
+    if is_run(Path(args.output)):
+        raise UserError(f'{args.output} already holds a run; choose another -o')
     check(Path(args.output), resume=False)
     source = resolve(args.name, pretrained=args.weights is None)
     target_name = counterpart(source.architecture, args.to)
@@ -204,7 +206,7 @@ def _options(add: Add) -> None:
 
 
 COMMAND = Command(
-    'take batch normalization out of a trained ResNet',
+    'take batch normalization out of a trained ResNet (nf_zoo.convert in Python: out of any network)',
     'nf-zoo convert bn_resnet20_cifar.cifar10 --data-dir DIR -o RUN',
     _options,
     _convert,

@@ -26,6 +26,7 @@ def _uses(name_tag: str, hub: str) -> list[str]:
     from ..hub.places import parse_place, search_path
 
     known = any(place == parse_place(hub) for place in search_path())
+    hub = hub if hub.startswith('hf:') else str(Path(hub).absolute())  # true in every folder
     return [
         *([] if known else [f'  export NF_ZOO_HUB={shlex.quote(hub)}']),
         f'  nf-zoo verify {name_tag}',

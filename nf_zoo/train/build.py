@@ -12,7 +12,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, list_optimizers, optimizer_kwargs
 from timm.scheduler import create_scheduler_v2, scheduler_kwargs
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import CheckFailed, UserError, nearest, one_line
 from ..files import not_finite, read_tensors, refuse_special
@@ -26,6 +26,7 @@ from .data.timm_sets import StreamSet, channels_of, open_named, picture_mode
 from .groups import parameter_groups
 from .processes import Processes
 from .recipe import Recipe
+from .run_folder import WEIGHTS
 
 Log = Callable[[str], None]
 
@@ -58,17 +59,17 @@ def build_model(recipe: Recipe, classes: Sequence[str] | None, log: Log) -> nn.M
     """
     num_classes = None if classes is None else len(classes)
     name = recipe.model
-    if ':' not in name and not timm.is_model(name):
-        raise UserError(f'unknown model {name!r}{nearest(name.split(".")[0], timm.list_models())}')
+    check_name(name)
     for key in ('checkpoint_path', 'pretrained'):
         if key in recipe.model_kwargs:
             own = 'initial_checkpoint' if key == 'checkpoint_path' else key
             raise UserError(f'model_kwargs: {key} is not a keyword of the network; use the key {own}')
     weights = recipe.initial_checkpoint
+    if weights and Path(weights).is_dir():
+        weights = str(Path(weights) / WEIGHTS)
     if weights and not weights.endswith('.safetensors'):
         raise UserError(f'initial_checkpoint {weights}: only .safetensors files are read')
-    if weights:
-        _check_weights(Path(weights))
+    others = _classes_of(_check_weights(Path(weights)), name) if weights else None
     given = {
         'num_classes': recipe.num_classes or num_classes,
         'in_chans': recipe.in_chans,
@@ -77,8 +78,13 @@ def build_model(recipe: Recipe, classes: Sequence[str] | None, log: Log) -> nn.M
         'checkpoint_path': weights,
         **recipe.model_kwargs,
     }
+    wanted = given['num_classes']
     try:
+        given['num_classes'] = others or wanted
         model = timm.create_model(name, recipe.pretrained, **{k: v for k, v in given.items() if v is not None})
+        if others and wanted not in (None, others):
+            model.reset_classifier(wanted)
+            log(f'{weights} is for {others} classes, not {wanted}: its classifier starts anew')
     except (UserError, CheckFailed):
         raise
     except Exception as error:  # a model raises what it likes for arguments that it can't use
@@ -94,8 +100,21 @@ def build_model(recipe: Recipe, classes: Sequence[str] | None, log: Log) -> nn.M
     return model
 
 
-def _check_weights(path: Path) -> None:
-    """Raises `UserError` unless the file holds finite weights in safetensors' format."""
+def check_name(name: str) -> None:
+    """Raises `UserError` for a model that timm doesn't know."""
+    if ':' not in name and not timm.is_model(name):
+        raise UserError(f'unknown model {name!r}{nearest(name.split(".")[0], timm.list_models())}')
+
+
+def _classes_of(weights: dict[str, Tensor], name: str) -> int | None:
+    """How many classes these weights of ``name`` are for, as far as its classifier is known."""
+    classifier = None if ':' in name else timm.models.get_pretrained_cfg_value(name, 'classifier')
+    weight = weights.get(f'{classifier}.weight')
+    return None if weight is None else len(weight)
+
+
+def _check_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a file. Raises `UserError` unless they are finite and in safetensors' format."""
     where = f'initial_checkpoint {path}'
     refuse_special(path)
     try:
@@ -104,9 +123,11 @@ def _check_weights(path: Path) -> None:
         raise UserError(
             f'{where}: {"no such file" if isinstance(error, FileNotFoundError) else one_line(error)}'
         ) from None
-    bad = not_finite(read_tensors(data, where))
+    weights = read_tensors(data, where)
+    bad = not_finite(weights)
     if bad:
         raise UserError(f'{where}: {bad} holds NaN or infinity')
+    return weights
 
 
 def try_sizes(recipe: Recipe, model: nn.Module, config: dict[str, Any], device: torch.device) -> None:

@@ -37,7 +37,7 @@ class Recipe:
     model: str = _key('', 'name of the model, with or without a pretrained tag, as in timm.create_model')
     model_kwargs: dict[str, Any] = _key({}, 'further keyword arguments of the model')
     pretrained: bool = _key(False, 'start from the pretrained weights of the model')
-    initial_checkpoint: str | None = _key(None, 'start from these weights, a .safetensors file')
+    initial_checkpoint: str | None = _key(None, 'start from these weights, a .safetensors file or the folder of a run')
     num_classes: int | None = _key(
         None, 'classes of the model; by default those of the data set', Range(least=1, most=1_000_000)
     )
@@ -208,7 +208,7 @@ class Recipe:
         if self.sched != 'none' and self.warmup_epochs and self.warmup_epochs >= self.epochs:
             raise UserError(
                 f'warmup_epochs is {self.warmup_epochs}, but there are {self.epochs} epochs, so lr is never reached; '
-                f'give fewer warmup_epochs (0 is off) or more epochs'
+                f'give --warmup-epochs 0 for no warm-up, or more epochs'
             )
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise UserError(f'mixup and cutmix need an even batch_size, not {self.batch_size}')

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 
 from ..errors import UserError
+from .build import check_name
 from .data.pictures import is_picture
 from .recipe import Recipe
 
@@ -26,6 +27,7 @@ _COMMON: dict[str, Any] = dict(
 )
 FINE_TUNING: dict[str, Any] = {**_COMMON, 'pretrained': True, 'epochs': 10, 'warmup_epochs': 1, 'lr': 0.01}
 FEWEST_UPDATES = 4  # in an epoch: a smaller folder gets smaller batches
+FEWEST_EPOCHS = 5  # for an epoch of warm-up
 TRAINING: dict[str, Any] = {**_COMMON, 'epochs': 60, 'warmup_epochs': 5, 'lr': 0.05}
 
 
@@ -35,6 +37,7 @@ def starter_recipe(options: dict[str, Any]) -> tuple[Recipe, str]:
     A model that has pretrained weights is fine-tuned, another one is trained from the beginning. ``options`` override
     the settings. Raises `UserError`.
     """
+    check_name(options['model'])
     base = TRAINING
     if options.get('pretrained', not options.get('initial_checkpoint') and has_weights(options['model'])):
         base = FINE_TUNING
@@ -44,9 +47,13 @@ def starter_recipe(options: dict[str, Any]) -> tuple[Recipe, str]:
     if options.get('dataset', 'folder') == 'folder':
         if not options.get('data_dir'):
             raise UserError('which pictures? give --data-dir DIR, with DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE')
+        if not Path(options['data_dir']).is_dir():
+            raise UserError(f'{options["data_dir"]}: no such folder')
         there = (name for name in VALIDATION if (Path(options['data_dir']) / name).is_dir())
         base['val_split'] = next(there, 'validation')
         base['batch_size'] = _batch_size(Path(options['data_dir']) / options.get('train_split', 'train'))
+    if isinstance(options.get('epochs'), int):
+        base['warmup_epochs'] = min(base['warmup_epochs'], max(0, options['epochs'] // FEWEST_EPOCHS))
     recipe = Recipe().with_options(base | options)
     what = 'training from the beginning' if base['epochs'] == TRAINING['epochs'] else 'fine-tuning its weights'
     return recipe, (

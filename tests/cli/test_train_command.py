@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from picture_folders import images  # noqa: F401
+from safetensors.torch import load_file
 from train_toys import toys  # noqa: F401
 
 from nf_zoo.cli import train as command
@@ -92,6 +93,30 @@ def test_few_pictures_make_small_batches_of_which_an_epoch_has_four(images: Path
     assert starter_recipe(given)[0].batch_size == 7
 
 
+@pytest.mark.parametrize(('epochs', 'warmup'), [(1, 0), (4, 0), (5, 1), (60, 1)])
+def test_a_short_run_has_no_warm_up(images: Path, epochs: int, warmup: int) -> None:  # noqa: F811
+    options = {'model': 'eunnet20_cifar', 'data_dir': str(images), 'epochs': epochs}
+    recipe, _ = starter_recipe(options)
+    recipe.check()
+    assert recipe.warmup_epochs == warmup
+    assert starter_recipe(options | {'warmup_epochs': 3})[0].warmup_epochs == 3
+
+
+def test_converted_weights_for_other_classes_start_on_a_folder(
+    images: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As the tutorial goes from a converted network to one's own pictures."""
+    assert main(['convert', 'bn_resnet20_cifar.cifar10', '-o', str(tmp_path / 'wn')]) == 0
+    command = ['train', '--model', 'wn_resnet20_cifar', '--initial-checkpoint', str(tmp_path / 'wn'), '--epochs', '1']
+    assert main([*command, '--data-dir', str(images), '--output', str(tmp_path / 'run'), '--device', 'cpu']) == 0
+    assert 'is for 10 classes, not 2: its classifier starts anew' in capsys.readouterr().out
+    before, after = (load_file(tmp_path / run / 'model.safetensors') for run in ('wn', 'run'))
+    moved = {key: (value - after[key]).abs().max().item() for key, value in before.items() if 'head' not in key}
+    assert 0 < max(moved.values()) < 0.5 and len(after['head.fc.weight']) == 2
+
+
 def test_a_model_without_weights_is_trained_on_a_folder(
     images: Path,  # noqa: F811
     tmp_path: Path,
@@ -127,7 +152,7 @@ def test_grey_images(images: Path, recipe: Path, tmp_path: Path, data: str) -> N
         (['--output', 'run'], 'what should be trained?'),
         (['--output', 'run', '--resume'], 'run holds no run: it has no recipe.yaml'),
         (['--model', 'eunnet20_cifar'], 'which pictures? give --data-dir DIR'),
-        (['--model', 'eunnet20_cifar', '--data-dir', 'nowhere', '--output', 'run'], 'no class folders with images'),
+        (['--model', 'eunnet20_cifar', '--data-dir', 'nowhere', '--output', 'run'], 'nowhere: no such folder'),
         (['RECIPE', '--change', '--output', 'run'], '--change is for a run that goes on'),
         (['RECIPE', '--model-kwargs', '{'], "'{' is no mapping such as '{depths: [1, 1, 1]}'"),
         (['RECIPE', '--model-kwargs', '7'], 'model_kwargs is 7, expected a mapping'),

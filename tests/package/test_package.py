@@ -183,7 +183,7 @@ def test_the_readme_is_short_and_every_block_of_it_runs(tmp_path: Path) -> None:
             if kind == 'python':
                 code.append(line)
             elif command[0] == 'export':
-                code.append(f'os.environ.update([{command[1].split("=")}])')
+                code.append(f'os.environ.update([{command[1].replace("$PWD", str(tmp_path)).split("=")}])')
             else:
                 assert command[0] == 'nf-zoo', line
                 short = ['--epochs', '1', '--warmup-epochs', '0', '--batch-size', '2'] if command[1] == 'train' else []
