@@ -8,9 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-import timm
 import torch
-from families import SHALLOW, representatives, small
+from families import SHALLOW, classes_and_stages, representatives, small
 from torch import Tensor
 from train_toys import toy_recipe
 
@@ -32,14 +31,14 @@ def families() -> list[str]:
     names = sorted(representatives(), key=lambda name: not name.endswith('_cifar'))
     chosen: dict[type, str] = {}
     for name in names:
-        chosen.setdefault(type(timm.create_model(name, device='meta')), name)
+        chosen.setdefault(classes_and_stages()[name][0], name)
     return list(chosen.values())
 
 
 def gradients(
     name: str, state: dict[str, Tensor], folder: Path, batch: int, accumulate: int, processes: Processes
 ) -> Tensor:
-    size = {'depths': SHALLOW[len(timm.create_model(name, device='meta').stages)], 'width': 0.25}
+    size = {'depths': SHALLOW[classes_and_stages()[name][1]], 'width': 0.25}
     options = {'model': name, 'model_kwargs': size, 'batch_size': batch, 'grad_accum_steps': accumulate}
     run = Run(toy_recipe(folder, **options), folder, lambda line: None, False, (images(),) * 2, processes)
     run.model.load_state_dict(state)  # an initialisation from data depends on the size of its batches

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import yaml
-from train_toys import toy_recipe, toy_set
+from matplotlib.figure import Figure
+from train_toys import render_nothing, toy_recipe, toy_set
 
 from nf_zoo.cli.main import main
 from nf_zoo.train import Interrupted, train
@@ -38,6 +39,7 @@ def stop_at(update: int, number: int, folder: Path, options: dict[str, Any]) -> 
 if __name__ == '__main__':
     torch.set_num_threads(1)
     data._LOADERS['toys'] = toy_set
+    Figure.savefig = render_nothing
     place, options = Path(sys.argv[1]), yaml.safe_load(sys.argv[2])
     if len(sys.argv) > 3:
         # through the command, so that what it prints is what a user sees

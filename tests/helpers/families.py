@@ -13,7 +13,7 @@ SHALLOW = {3: (2, 1, 1), 4: (1, 2, 1, 1)}
 
 
 @cache
-def _classes_and_stages() -> dict[str, tuple[type[nn.Module], int]]:
+def classes_and_stages() -> dict[str, tuple[type[nn.Module], int]]:
     """Of every name the method's class and the number of stages; the networks are made with one block a stage."""
     found = {}
     for name in nf_zoo.list_models():
@@ -31,7 +31,7 @@ def _classes_and_stages() -> dict[str, tuple[type[nn.Module], int]]:
 def representatives() -> tuple[str, ...]:
     """The first name, in timm's order, of every method's network in every layout."""
     seen: dict[tuple[object, ...], str] = {}
-    for name, (method, stages) in _classes_and_stages().items():
+    for name, (method, stages) in classes_and_stages().items():
         seen.setdefault((method, name.endswith('_cifar'), stages), name)
     return tuple(seen.values())
 
@@ -40,13 +40,13 @@ def representatives() -> tuple[str, ...]:
 def one_per_method() -> tuple[str, ...]:
     """One name of every method without batch normalization, that of the CIFAR layout where there is one."""
     names = [name for name in representatives() if not name.startswith('bn_')]
-    found = {_classes_and_stages()[name][0]: name for name in sorted(names, key=lambda name: name.endswith('_cifar'))}
+    found = {classes_and_stages()[name][0]: name for name in sorted(names, key=lambda name: name.endswith('_cifar'))}
     return tuple(sorted(found.values()))
 
 
 def small(name: str, **kwargs) -> nn.Module:
     """``name`` with few blocks, a quarter of the width and ten classes, and no parameter at its initial value."""
-    kwargs = {'depths': SHALLOW[_classes_and_stages()[name][1]], 'width': 0.25, 'num_classes': 10, **kwargs}
+    kwargs = {'depths': SHALLOW[classes_and_stages()[name][1]], 'width': 0.25, 'num_classes': 10, **kwargs}
     model = timm.create_model(name, **kwargs)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def small(name: str, **kwargs) -> nn.Module:
 
 def tiny(name: str, **kwargs) -> nn.Module:
     """``name`` with one block a stage and an eighth of the channels, in float64 and in general position."""
-    return small(name, depths=(1,) * _classes_and_stages()[name][1], width=0.125, **kwargs).double()
+    return small(name, depths=(1,) * classes_and_stages()[name][1], width=0.125, **kwargs).double()
 
 
 def images(name: str, n: int = 2, side: int | None = None, **kwargs) -> torch.Tensor:

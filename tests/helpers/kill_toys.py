@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 import yaml
-from train_toys import run_toy, toy_set
+from matplotlib.figure import Figure
+from train_toys import render_nothing, run_toy, toy_set
 
 from nf_zoo.train.data import memory as data
 from nf_zoo.train.gradients import Gradients
@@ -50,6 +51,7 @@ def train_until(event: int, folder: Path, options: dict, resume: bool) -> int:
 
 if __name__ == '__main__':
     data._LOADERS['toys'] = toy_set
+    Figure.savefig = render_nothing
     place, options, plans = Path(sys.argv[1]), yaml.safe_load(sys.argv[2]), json.loads(sys.argv[3])
     if not plans:
         print(train_until(-1, place, options, False))

@@ -2,13 +2,13 @@
 
 import re
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from families import classes_and_stages
 from PIL import Image
 from timm.optim import list_optimizers
 
@@ -49,9 +49,8 @@ def test_keys_are_options_of_timms_train_py_or_said_to_be_our_own() -> None:
     assert keys - OWN <= TRAIN_PY and keys >= OWN and not OWN & TRAIN_PY
 
 
-@cache
 def has_lr_scales(model: str) -> bool:
-    return hasattr(timm.create_model(model, device='meta'), 'lr_scales')
+    return model in nf_zoo.list_models() and hasattr(classes_and_stages()[model][0], 'lr_scales')
 
 
 @every_recipe
@@ -109,8 +108,7 @@ def test_a_recipe_takes_two_steps(path: Path, tmp_path: Path) -> None:
     if not recipe.pretrained:
         few: dict[str, Any] = {'layers': [1] * 4}  # timm's own ResNets
         if recipe.model in nf_zoo.list_models():
-            stages = len(timm.create_model(recipe.model, device='meta').stages)
-            few = {'depths': [1] * stages, 'width': 0.25}
+            few = {'depths': [1] * classes_and_stages()[recipe.model][1], 'width': 0.25}
         options['model_kwargs'] = {**recipe.model_kwargs, **few}
     sets: tuple[Any, Any] = (Pictures(), Pictures())
     if in_memory(recipe.dataset):

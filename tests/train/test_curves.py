@@ -10,6 +10,8 @@ import pytest
 from nf_zoo.errors import UserError
 from nf_zoo.train.curves import COLOURS, draw_run, draw_runs
 
+pytestmark = pytest.mark.usefixtures('rendered')
+
 
 def rows(n: int = 3, **more: float) -> list[dict[str, Any]]:
     return [

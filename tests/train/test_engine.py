@@ -90,6 +90,7 @@ def test_it_learns(tmp_path: Path) -> None:
     assert result['metrics']['top1'] == 100
 
 
+@pytest.mark.usefixtures('rendered')
 def test_the_folder_is_complete_and_the_recipe_in_it_repeats_the_run(tmp_path: Path) -> None:
     run_toy(tmp_path / 'a')
     names = {path.name for path in (tmp_path / 'a').iterdir()}
@@ -183,6 +184,7 @@ def test_best_so_far_is_the_first_epoch_with_the_highest_accuracy(tmp_path: Path
     assert evaluate(model, 'toys', batch_size=4)['top1'] == top
 
 
+@pytest.mark.usefixtures('rendered')
 def test_evaluating_seldom_leaves_the_weights_as_they_are(tmp_path: Path) -> None:
     often, seldom = (run_toy(tmp_path / str(n), epochs=5, val_interval=n, model_ema=True) for n in (1, 2))
     assert often['sha256'] == seldom['sha256'] and often['metrics'] == seldom['metrics']

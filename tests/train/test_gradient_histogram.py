@@ -23,7 +23,7 @@ def test_each_element_is_counted_by_its_sign_and_magnitude(tmp_path):
     assert torch.equal(counts[:50].sum(), torch.tensor(2.0, dtype=torch.float64))
 
 
-def test_a_run_has_a_row_for_each_epoch_a_picture_and_events(toys, tmp_path):  # noqa: F811
+def test_a_run_has_a_row_for_each_epoch_a_picture_and_events(toys, rendered, tmp_path):  # noqa: F811
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     layer = 'stages.1.0.conv2'

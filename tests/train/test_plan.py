@@ -140,6 +140,7 @@ def test_dry_run_is_an_option_of_the_command(tmp_path: Path, capsys: pytest.Capt
     assert [p.name for p in tmp_path.iterdir()] == ['recipe.yaml']
 
 
+@pytest.mark.usefixtures('rendered')
 def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain = run_toy(tmp_path / 'plain', epochs=3)
     averaged = run_toy(tmp_path / 'averaged', epochs=2, model_ema=True, clip_grad=0.1)

@@ -16,7 +16,7 @@ from nf_zoo.train import Recipe, train
 from nf_zoo.train.plan import describe
 from nf_zoo.train.recipe import RANGES, TYPES
 
-pytestmark = [pytest.mark.usefixtures('toys'), pytest.mark.filterwarnings('ignore')]
+pytestmark = [pytest.mark.usefixtures('toys', 'rendered'), pytest.mark.filterwarnings('ignore')]
 
 # What would only cost time here, or write elsewhere.
 FIXED = {'output', 'experiment', 'resume', 'epochs', 'dataset_download', 'log_tensorboard', 'pretrained'}
