@@ -65,7 +65,7 @@ def build_model(recipe: Recipe, classes: Sequence[str] | None, log: Log) -> nn.M
             own = 'initial_checkpoint' if key == 'checkpoint_path' else key
             raise UserError(f'model_kwargs: {key} is not a keyword of the network; use the key {own}')
     weights = recipe.initial_checkpoint
-    if weights and Path(weights).is_dir():
+    if weights and (Path(weights) / WEIGHTS).is_file():  # the folder of a run
         weights = str(Path(weights) / WEIGHTS)
     if weights and not weights.endswith('.safetensors'):
         raise UserError(f'initial_checkpoint {weights}: only .safetensors files are read')
