@@ -1,4 +1,8 @@
-"""Toy runs in several processes: ``ddp_toys.py FOLDER OPTIONS [RANK]``. Process RANK dies in the second epoch."""
+"""Toy runs in several processes: ``ddp_toys.py FOLDER OPTIONS RUN...``, each in the folder of its name.
+
+whole: a run; pieces: one that was stopped and continued; stopped: one that was only stopped; dying: one whose second
+process dies in the second epoch.
+"""
 
 import os
 import signal
@@ -41,13 +45,14 @@ if __name__ == '__main__':
     data._LOADERS['toys'] = toy_set
     Figure.savefig = render_nothing
     place, options = Path(sys.argv[1]), yaml.safe_load(sys.argv[2])
-    if len(sys.argv) > 3:
-        # through the command, so that what it prints is what a user sees
-        import nf_zoo.cli.train
+    for run in sys.argv[3:]:
+        if run == 'dying':
+            # through the command, so that what it prints is what a user sees
+            import nf_zoo.cli.train
 
-        nf_zoo.cli.train.main = lambda argv: stop_at(5, signal.SIGKILL, place / 'dying', options)
-        sys.exit(main(['train']))
-    train(toy_recipe(place / 'whole', **options), bar=False)
-    stop_at(8, signal.SIGTERM, place / 'pieces', options)
-    train(toy_recipe(place / 'pieces', **options, resume=True), bar=False)
-    stop_at(8, signal.SIGTERM, place / 'stopped', options)
+            nf_zoo.cli.train.main = lambda argv: stop_at(5, signal.SIGKILL, place / 'dying', options)
+            sys.exit(main(['train']))
+        if run != 'whole':
+            stop_at(8, signal.SIGTERM, place / run, options)
+        if run != 'stopped':
+            train(toy_recipe(place / run, **options, resume=run == 'pieces'), bar=False)

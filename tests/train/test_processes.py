@@ -39,7 +39,7 @@ TOYS = {'model_ema': True, 'model_ema_decay': 0.8, 'mixup': 0.5, 'batch_size': 4
 def in_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of two processes, whole, and as a part that was stopped and continued; a part that was only stopped."""
     folder = tmp_path_factory.mktemp('two')
-    return folder, ranks(HERE / 'ddp_toys.py', str(folder), yaml.safe_dump(TOYS)).stdout
+    return folder, ranks(HERE / 'ddp_toys.py', str(folder), yaml.safe_dump(TOYS), 'whole', 'pieces', 'stopped').stdout
 
 
 def test_two_processes_with_half_the_batch_train_as_one(in_two: tuple[Path, str], tmp_path: Path, toys: None) -> None:  # noqa: F811
@@ -74,7 +74,7 @@ def test_another_number_of_processes_continues_and_says_what_changes(in_two: tup
 
 def test_when_a_process_dies_every_other_says_so_and_the_run_can_continue(tmp_path: Path, toys: None) -> None:  # noqa: F811
     options = yaml.safe_dump(TOYS)
-    found = ranks(HERE / 'ddp_toys.py', str(tmp_path), options, '1', processes=3, check=False)
+    found = ranks(HERE / 'ddp_toys.py', str(tmp_path), options, 'dying', processes=3, check=False)
     assert found.returncode != 0
     lines = sorted(set(re.findall(r'process \d of 3: another process of this run has ended.*--resume.*', found.stderr)))
     assert [line[8] for line in lines] == ['0', '2'], found.stderr

@@ -251,7 +251,7 @@ def test_hugging_face_sets_as_streams_and_with_random_access(tmp_path_factory: p
 
 def test_two_processes_have_a_share_each_and_resume_exactly(shards: Path, tmp_path: Path) -> None:
     options = options_of(shards, batch_size=2)
-    said = ranks(HERE / 'ddp_toys.py', str(tmp_path), yaml.safe_dump(options)).stdout
+    said = ranks(HERE / 'ddp_toys.py', str(tmp_path), yaml.safe_dump(options), 'whole', 'pieces').stdout
     assert outcome(tmp_path / 'pieces') == outcome(tmp_path / 'whole')
     assert 'the first 8 images of this epoch are read again and dropped' in said
     result = json.loads((tmp_path / 'whole' / 'result.json').read_text())
