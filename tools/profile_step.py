@@ -4,7 +4,6 @@ python -m tools.profile_step eunnet50 --peer bn        # prints the table of doc
 """
 
 import argparse
-from collections import defaultdict
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -28,20 +27,16 @@ def times_of(step: Step, steps: int) -> dict[str, float]:
 
 def table(times: dict[str, dict[str, float]]) -> list[str]:
     """A row for each operator, the longest first, then the rest and the sum."""
-    limit = SHOWN * max(sum(ops.values()) for ops in times.values())
-    rows: dict[str, dict[str, float]] = defaultdict(dict)
-    rest: dict[str, float] = defaultdict(float)
-    for key in {key for ops in times.values() for key in ops}:
-        of_all = {name: ops.get(key, 0.0) for name, ops in times.items()}
-        if max(of_all.values()) >= limit:
-            rows[f'`{key}`'] = of_all
-        else:
-            for name, value in of_all.items():
-                rest[name] += value
-    ordered = sorted(rows.items(), key=lambda row: -max(row[1].values()))
-    ordered += [('all others', rest), ('sum', {name: sum(ops.values()) for name, ops in times.items()})]
+    total = {name: sum(ops.values()) for name, ops in times.items()}
+    longest = {key: max(ops.get(key, 0.0) for ops in times.values()) for key in set().union(*times.values())}
+    shown = [key for key in longest if longest[key] >= SHOWN * max(total.values())]
+    rows = {
+        f'`{key}`': [ops.get(key, 0.0) for ops in times.values()] for key in sorted(shown, key=lambda k: -longest[k])
+    }
+    rows['all others'] = [total[name] - sum(ops.get(key, 0.0) for key in shown) for name, ops in times.items()]
+    rows['sum'] = list(total.values())
     lines = [f'| operator, ms a step | {" | ".join(times)} |', '|---' * (len(times) + 1) + '|']
-    return lines + [f'| {key} | {" | ".join(f"{of_all[name]:.0f}" for name in times)} |' for key, of_all in ordered]
+    return lines + [f'| {key} | {" | ".join(f"{value:.0f}" for value in values)} |' for key, values in rows.items()]
 
 
 def main() -> None:

@@ -29,11 +29,9 @@ def _convert(args: argparse.Namespace) -> None:
     from ..inference.loading import resolve
     from ..text import say
     from ..train.evaluation import evaluate
-    from ..train.run_folder import check, claimed, is_run
+    from ..train.run_folder import check, claimed
 
-    if is_run(Path(args.output)):
-        raise UserError(f'{args.output} already holds a run; choose another -o')
-    check(Path(args.output), resume=False)
+    check(Path(args.output), resume=None)
     source = resolve(args.name, pretrained=args.weights is None)
     target_name = counterpart(source.architecture, args.to)
     if args.to == 'eunnet' and not (args.images or args.data_dir):
@@ -75,7 +73,7 @@ def _convert(args: argparse.Namespace) -> None:
     note += (
         '.' if args.to == 'weight_norm' else f', with {CALIBRATION_IMAGES} images; {args.steps or 0} steps of training.'
     )
-    with claimed(Path(args.output), resume=False):
+    with claimed(Path(args.output), resume=None):
         _write(Path(args.output), target, target_name, kwargs, model, dataset, metrics, note)
     say(f'wrote {args.output}')
     license = source.facts.get('license') or (getattr(model, 'pretrained_cfg', None) or {}).get('license')

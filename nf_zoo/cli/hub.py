@@ -23,12 +23,12 @@ def _publish(args: argparse.Namespace) -> None:
 
 def _uses(name_tag: str, hub: str) -> list[str]:
     """The commands that use what was published."""
-    from ..hub.places import parse_place, search_path
+    from ..hub.places import DirPlace, parse_place, search_path
 
-    known = any(place == parse_place(hub) for place in search_path())
-    hub = hub if hub.startswith('hf:') else str(Path(hub).absolute())  # true in every folder
+    place = parse_place(hub)
+    where = str(place.path.absolute()) if isinstance(place, DirPlace) else hub  # true in every folder
     return [
-        *([] if known else [f'  export NF_ZOO_HUB={shlex.quote(hub)}']),
+        *([] if place in search_path() else [f'  export NF_ZOO_HUB={shlex.quote(where)}']),
         f'  nf-zoo verify {name_tag}',
         f'  nf-zoo predict {name_tag} IMAGE',
         f'  python -c "import nf_zoo, timm; timm.create_model(\'{name_tag}\', pretrained=True)"',

@@ -69,7 +69,7 @@ def build_model(recipe: Recipe, classes: Sequence[str] | None, log: Log) -> nn.M
         weights = str(Path(weights) / WEIGHTS)
     if weights and not weights.endswith('.safetensors'):
         raise UserError(f'initial_checkpoint {weights}: only .safetensors files are read')
-    others = _classes_of(_check_weights(Path(weights)), name) if weights else None
+    others = _classes_of(_read_weights(Path(weights)), name) if weights else None
     given = {
         'num_classes': recipe.num_classes or num_classes,
         'in_chans': recipe.in_chans,
@@ -113,7 +113,7 @@ def _classes_of(weights: dict[str, Tensor], name: str) -> int | None:
     return None if weight is None else len(weight)
 
 
-def _check_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     """The weights of a file. Raises `UserError` unless they are finite and in safetensors' format."""
     where = f'initial_checkpoint {path}'
     refuse_special(path)

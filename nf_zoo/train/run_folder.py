@@ -216,8 +216,8 @@ def describe(model: nn.Module, result: Result) -> None:
         cfg['input_size'] = (cfg['input_size'][0], size, size)
 
 
-def check(folder: Path, resume: bool) -> None:
-    """Raises `UserError` if a run may not write into ``folder``.
+def check(folder: Path, resume: bool | None) -> None:
+    """Raises `UserError` if a run may not write into ``folder``. ``resume`` is None for what can't go on with a run.
 
     That is so if another run is there, or files that are no run's, or if it can't be a folder.
     """
@@ -229,7 +229,8 @@ def check(folder: Path, resume: bool) -> None:
         raise _cannot_write(folder, error) from None
     holds_a_run = (folder / RECIPE).exists()
     if holds_a_run and not resume:
-        raise UserError(f'{folder} already holds a run: continue it with --resume, or choose another --output')
+        instead = '' if resume is None else 'continue it with --resume, or '
+        raise UserError(f'{folder} already holds a run: {instead}choose another --output')
     names = (WEIGHTS, BEST, RESULT, SUMMARY, TIMES, CURVES, CHECKPOINTS)
     foreign = next((name for name in names if os.path.lexists(folder / name)), None)
     if foreign and not holds_a_run:
@@ -251,7 +252,7 @@ if hasattr(os, 'register_at_fork'):  # not on Windows
 
 
 @contextmanager
-def claimed(folder: Path, resume: bool) -> Iterator[None]:
+def claimed(folder: Path, resume: bool | None) -> Iterator[None]:
     """Hold the folder for one run: made if need be, locked, and checked as `check` does.
 
     The lock is on the folder itself. The system releases it when the process ends, however it ends. A folder that was

@@ -47,11 +47,11 @@ def starter_recipe(options: dict[str, Any]) -> tuple[Recipe, str]:
     if options.get('dataset', 'folder') == 'folder':
         if not options.get('data_dir'):
             raise UserError('which pictures? give --data-dir DIR, with DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE')
-        if not Path(options['data_dir']).is_dir():
-            raise UserError(f'{options["data_dir"]}: no such folder')
-        there = (name for name in VALIDATION if (Path(options['data_dir']) / name).is_dir())
-        base['val_split'] = next(there, 'validation')
-        base['batch_size'] = _batch_size(Path(options['data_dir']) / options.get('train_split', 'train'))
+        folder = Path(options['data_dir'])
+        if not folder.is_dir():
+            raise UserError(f'{folder}: no such folder')
+        base['val_split'] = next((name for name in VALIDATION if (folder / name).is_dir()), 'validation')
+        base['batch_size'] = _batch_size(folder / options.get('train_split', 'train'))
     if isinstance(options.get('epochs'), int):
         base['warmup_epochs'] = min(base['warmup_epochs'], max(0, options['epochs'] // FEWEST_EPOCHS))
     recipe = Recipe().with_options(base | options)

@@ -101,6 +101,7 @@ def ranks(script: Path, *arguments: str, processes: int = 2, check: bool = True)
 
 def _run(command: tuple[str, ...], env: dict[str, str], cwd: Path, anew: bool, places: list[Path]) -> None:
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # else workers of its loaders would come from a server too
     for number, place in enumerate(places, start=1):
         os.dup2(os.open(place, os.O_WRONLY | os.O_APPEND), number)
     os.chdir(cwd)

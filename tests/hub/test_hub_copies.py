@@ -174,6 +174,9 @@ def test_the_command(
     capsys.readouterr()
     assert cli.main(['publish', f'{NAME}.mine', *to]) == 0  # it is there, and it is known
     assert 'export' not in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['publish', 'run', '--to', 'third']) == 0
+    assert capsys.readouterr().err.splitlines()[1] == f'  export NF_ZOO_HUB={tmp_path / "third"}'  # in every folder
 
 
 def test_verify_measures_image_folders(tmp_path: Path) -> None:

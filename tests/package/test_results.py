@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nf_zoo.train.recipe import load_recipe
+from tools.profile_step import table
 from tools.results import ROOT, files, row_of, rows, unpublished
 
 
@@ -75,3 +76,14 @@ def test_each_run_is_listed_once_and_is_as_long_as_its_recipe() -> None:
     assert len(keys) == len(set(keys))
     for row in unpublished():
         assert load_recipe(ROOT / row['recipe']).epochs == int(row['epochs'])
+
+
+def test_the_table_of_a_step_has_every_millisecond_once() -> None:
+    times = {'net': {'conv': 800.0, 'norm': 150.0, 'small': 4.0, 'tiny': 2.0}, 'peer': {'conv': 700.0, 'relu': 20.0}}
+    assert table(times)[2:] == [
+        '| `conv` | 800 | 700 |',
+        '| `norm` | 150 | 0 |',
+        '| `relu` | 0 | 20 |',
+        '| all others | 6 | 0 |',
+        '| sum | 956 | 720 |',
+    ]
