@@ -238,7 +238,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module, images: int | None = None)
     """
     if recipe.opt.removeprefix('lookahead_') not in list_optimizers():
         raise UserError(f'unknown optimizer {recipe.opt!r}{nearest(recipe.opt, list_optimizers())}')
-    groups = parameter_groups(model, recipe.weight_decay)
+    groups = parameter_groups(model, recipe.weight_decay, recipe.lr_scales)
     options = {**optimizer_kwargs(recipe), 'lr': learning_rate(recipe, images), **recipe.opt_kwargs}
     try:
         optimizer = create_optimizer_v2(groups, **options)

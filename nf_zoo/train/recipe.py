@@ -15,6 +15,7 @@ Numbers = tuple[float, ...]
 RESIZING = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'hamming', 'box')
 # timm's plateau is left out: it depends on the metrics so far, which a repeatable schedule can't
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
+LR_SCALES = Range(least=0, most=1000)
 TRAIN_SIZES = Range(least=0, most=1_000_000_000)  # of the epochs; the sides are checked beside
 
 
@@ -141,6 +142,9 @@ class Recipe:
         'how lr_base grows with the images; by default sqrt for adaptive optimizers, else linear',
         Range(choices=('', 'linear', 'sqrt')),
     )
+    lr_scales: dict[str, float] = _key(
+        {}, "factors on the learning rate, as {regular expression for parameters' names: factor}", LR_SCALES
+    )
     sched: str = _key('cosine', "timm's name of the scheduler", Range(choices=SCHEDULES))
     sched_on_updates: bool = _key(False, 'change the learning rate at every update, not every epoch')
     warmup_epochs: int = _key(5, 'epochs of warm-up', Range(least=0, most=1_000_000_000, off=True))
@@ -226,7 +230,7 @@ class Recipe:
 
 
 OWN = frozenset(
-    'clip_sched crop_pad log_gradients log_tensorboard train_sizes val_img_size'.split()
+    'clip_sched crop_pad log_gradients log_tensorboard lr_scales train_sizes val_img_size'.split()
 )  # keys that timm's train.py hasn't
 # The keys that `--resume --change` may change: what an unstable run needs.
 CHANGEABLE = frozenset(

@@ -1,9 +1,11 @@
 """Parameter groups: decay is off exactly where the model says so, rates are scaled where it says so."""
 
+import pytest
 import torch
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 
+from nf_zoo.errors import UserError
 from nf_zoo.train import Recipe
 from nf_zoo.train.build import build_optimizer
 from nf_zoo.train.groups import parameter_groups
@@ -36,6 +38,28 @@ def test_groups_follow_the_model() -> None:
         'fc.bias': (0.5, 0.1),
         'scale': (0.0, 0.1),
     }
+
+
+def test_the_recipes_scales_come_before_the_models() -> None:
+    model = Net()
+    groups = by_name(model, parameter_groups(model, 0.0, {r'^fc\.': 0.0, 'scale': 2.0}))
+    assert {name: scale for name, (_, scale) in groups.items()} == {
+        'conv.weight': 1.0,
+        'conv.bias': 0.1,
+        'fc.weight': 0.0,
+        'fc.bias': 0.0,
+        'scale': 2.0,
+    }
+    (own,) = model.lr_scales()
+    assert by_name(model, parameter_groups(model, 0.0, {own: 1.0}))['conv.bias'] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'line'), [('skip_gain', 'the names end in bias, scale, weight'), ('(', 'no regular')]
+)
+def test_a_scale_that_would_change_nothing_is_refused(pattern: str, line: str) -> None:
+    with pytest.raises(UserError, match=f'lr_scales: .*{line}'):
+        build_optimizer(Recipe(model='x', lr_scales={pattern: 0.5}), Net())
 
 
 def test_a_model_without_wishes_is_one_group_that_decays_its_biases_too() -> None:

@@ -53,6 +53,7 @@ CHOSEN: dict[str, list[Any]] = {
     'val_img_size': [1, 16, 20],
     'input_size': [(3, 16, 16), (1, 16, 16), (3, 16, 20), (2, 8, 8), (3, 1, 1)],
     'train_sizes': [{0: 8}, {0: 16, 1: 24}, {1: 12}, {0: 1}, {0: 200}, {5: 16}],
+    'lr_scales': [{'scale': 0.1}, {r'bias$': 0, 'fc': 2}, {'none such': 1}, {'(': 1}],
     'crop_pad': [0, 1, 4, 16, 40],
     'batch_size': [1, 2, 3, 7, 8, 41, 64],
     'validation_batch_size': [1, 5, 100],
