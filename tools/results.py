@@ -17,7 +17,7 @@ from typing import Any
 
 from nf_zoo.analysis.catalogue import facts
 from nf_zoo.hub.index import bundled
-from nf_zoo.train.recipe import load_recipe
+from nf_zoo.train.recipe import Recipe, load_recipe
 from nf_zoo.train.run_folder import read_result
 
 from . import performance
@@ -65,7 +65,8 @@ def unpublished() -> list[dict[str, str]]:
 def row_of(run: Path) -> dict[str, str]:
     """A finished run, as a row of results/runs.csv. Exits with a line for a run of no recipe in configs/."""
     result = read_result(run)
-    trained = {**result.recipe, 'seed': None}
+    # A run that is older than a key ran with the key's default.
+    trained = {**_settings(Recipe()), **result.recipe, 'seed': None}
     recipes = _recipes(result.dataset).items()
     recipe = next((name for name, known in recipes if {key: known.get(key) for key in trained} == trained), None)
     if recipe is None:
@@ -94,9 +95,15 @@ def _minutes(seconds: float) -> str:
 def _recipes(dataset: str) -> dict[str, dict[str, Any]]:
     """File -> settings, without the seed, as JSON has them."""
     return {
-        str(path.relative_to(ROOT)): json.loads(json.dumps(load_recipe(path).settings() | {'seed': None}))
+        str(path.relative_to(ROOT)): _settings(load_recipe(path)) | {'seed': None}
         for path in sorted((ROOT / 'configs' / dataset).glob('*.yaml'))
     }
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """As JSON has them."""
+    found: dict[str, Any] = json.loads(json.dumps(recipe.settings()))
+    return found
 
 
 def files() -> dict[Path, str]:

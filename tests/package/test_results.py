@@ -65,10 +65,12 @@ def test_a_run_is_listed_under_the_recipe_whose_settings_it_has(tmp_path: Path) 
         '0.5432',
         '10',
     )
-    result['recipe']['lr'] *= 2
-    (tmp_path / 'result.json').write_text(json.dumps(result))
-    with pytest.raises(SystemExit, match='no recipe in configs/cifar10 has its settings'):
-        row_of(tmp_path)
+    other_rate = result['recipe'] | {'lr': 2 * result['recipe']['lr']}
+    one_size = {key: value for key, value in result['recipe'].items() if key != 'train_sizes'}  # the default, unsaid
+    for settings in (other_rate, one_size):
+        (tmp_path / 'result.json').write_text(json.dumps(result | {'recipe': settings}))
+        with pytest.raises(SystemExit, match='no recipe in configs/cifar10 has its settings'):
+            row_of(tmp_path)
 
 
 def test_each_run_is_listed_once_and_is_as_long_as_its_recipe() -> None:
