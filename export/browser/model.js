@@ -31,7 +31,7 @@ export function readFacts(bytes) {
     }
   };
   const [inputSize, mean, std, cropPct, classNames, numClasses] = KEYS.map(read);
-  const [interpolation, cropMode] = ['interpolation', 'crop_mode'].map((key) => strings.get(key));
+  const [interpolation, cropMode, tag] = ['interpolation', 'crop_mode', 'tag'].map((key) => strings.get(key));
   const numbers = (list, length, good) => Array.isArray(list) && list.length === length && list.every(good);
   const isSide = (value) => Number.isInteger(value) && value > 0 && value <= LARGEST;
   if (!numbers(inputSize, 3, isSide)) throw new Error('it has no metadata of an image size; `nf-zoo export` writes such a file');
@@ -47,7 +47,8 @@ export function readFacts(bytes) {
     throw new Error(`interpolation ${printable(interpolation)} is not one of ${Object.keys(FILTERS).join(', ')}`);
   }
   if (cropMode !== 'center') throw new Error(`crop_mode ${printable(cropMode)} is not supported, only center`);
-  const model = printable(strings.get('model') ?? 'a network');
+  const name = strings.get('model') ?? 'a network';
+  const model = printable(tag ? `${name}.${tag}` : name); // whose weights they are, not the architecture alone
   return { model, interpolation, inputSize, mean, std, cropPct, classNames: classNames?.map(printable) ?? null, numClasses };
 }
 

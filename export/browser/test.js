@@ -124,6 +124,7 @@ async function photograph(page) {
 }
 
 const digits = await page.getByLabel('Drawing area').isVisible();
+found.about = await page.locator('#about').textContent();
 found.knows = await page.getByText(/^It knows /).textContent();
 await page.getByText('What is folded?').press('Enter');
 await page.getByText('has become part of its weights').waitFor();

@@ -367,6 +367,8 @@ def test_the_page_in_a_browser(page: tuple[str, str], models: Any, images: list[
     found = json.loads(run.stdout)
     assert not found['problems']
     model = models(network)
+    weights = 'nf_resnet20_cifar.cifar10' if network == 'digits' else network
+    assert found['about'].startswith(f'{weights},')
     assert all(name in found['knows'] for name in class_names(model))
     assert (len(found['drawings']), 'camera' in found) == ((3, False) if network == 'digits' else (0, True))
     for form in ('folded', 'unfolded'):
