@@ -3,6 +3,13 @@ import { best, prepare, readFacts } from './model.js';
 
 env.wasm.numThreads = 1; // several threads need headers (COOP, COEP) that a plain file server doesn't send
 
+// For an early first prediction: the further optimizations and the arena took longer there than they saved.
+const OPTIONS = { graphOptimizationLevel: 'basic', enableCpuMemArena: false, enableMemPattern: false };
+
+// The runtime has no call that loads it alone. An empty network is refused, but only once the runtime is compiled, and the
+// real network is fetched meanwhile.
+InferenceSession.create(new Uint8Array()).catch(() => {});
+
 const $ = (id) => document.getElementById(id);
 const networks = {}; // by name: a promise of { facts, run }
 let image; // the image that was chosen or drawn last: { name, data, width, height }
@@ -14,7 +21,7 @@ async function load(name) {
   const bytes = new Uint8Array(await response.arrayBuffer());
   const wrong = (error) => Promise.reject(new Error(`${name}.onnx: ${error.message.split('\n')[0]}`));
   const facts = await Promise.resolve(bytes).then(readFacts).catch(wrong);
-  const session = await InferenceSession.create(bytes).catch(wrong);
+  const session = await InferenceSession.create(bytes, OPTIONS).catch(wrong);
   const run = async (input) => {
     const results = await session.run({ [session.inputNames[0]]: new Tensor('float32', input, [1, ...facts.inputSize]) });
     return results[session.outputNames[0]].data;
