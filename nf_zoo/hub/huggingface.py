@@ -157,6 +157,68 @@ def hf_errors(repo: str) -> Iterator[None]:
         raise _explained(error, repo) from None
 
 
+@contextmanager
+def timms_download(name: str, pretrained: bool = True) -> Iterator[None]:
+    """Around timm's own loading of the model ``name``: one line where the Hub can't be reached.
+
+    timm asks for two names of a file, and huggingface_hub repeats each request for half a minute. One request that is
+    not repeated comes first, where nothing of the repository is in the cache.
+
+    Raises:
+        Unreachable: the weights are not in the cache, and the Hub can't be reached.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo = _timms_repo(name) if pretrained else ''
+    if repo and not constants.HF_HUB_OFFLINE:
+        _ask_once(repo)
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        raise _not_here(repo or name, error.__cause__ or error) from None
+
+
+def _timms_repo(name: str) -> str:
+    """The repository that timm reads for a name; empty if it reads none."""
+    import timm
+
+    scheme, colon, rest = name.partition(':')
+    if colon:
+        return rest.partition('@')[0] if scheme in ('hf-hub', 'hf_hub') else ''
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return getattr(cfg, 'hf_hub_id', None) or ''
+
+
+def _ask_once(repo: str) -> None:
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    files = (constants.SAFETENSORS_SINGLE_FILE, constants.PYTORCH_WEIGHTS_NAME, constants.CONFIG_NAME)
+    try:
+        if any(isinstance(try_to_load_from_cache(repo, file), str) for file in files):
+            return
+        get_hf_file_metadata(hf_hub_url(repo, files[0]), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except HfHubHTTPError:  # it answers: timm says what is wrong
+        pass
+    except HTTPError as error:
+        raise _not_here(repo, error) from None
+    except (OSError, ValueError):
+        pass
+
+
+def _not_here(repo: str, cause: BaseException) -> Unreachable:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    offline = isinstance(cause, OfflineModeIsEnabled)
+    why = 'HF_HUB_OFFLINE is set' if offline else _reason(cause if isinstance(cause, Exception) else OSError(cause))
+    return Unreachable(
+        f"the Hub can't be reached ({why}), and hf://{repo} is not in its cache; take weights that are here: a name with "
+        'an accuracy in `nf-zoo list --pretrained`, a hub on NF_ZOO_HUB, or a file (`nf-zoo train --initial-checkpoint '
+        'FILE`, `nf-zoo convert --weights FILE`)' + ('' if offline else '; HF_HUB_OFFLINE=1 asks the cache alone')
+    )
+
+
 def _explained(error: Exception, repo: str) -> UserError:
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import CheckFailed, UserError, nearest, one_line
 from ..hub import weights
 from ..hub.folder import Entry, open_folder
+from ..hub.huggingface import timms_download
 from ..hub.index import index
 from ..hub.names import MANIFEST, is_name_tag, parse
 from ..hub.places import DirPlace
@@ -90,7 +91,7 @@ def resolve(name: str, pretrained: bool = True) -> Source:
     if is_run(path):
         return _of_run(path)
     if ':' in name:
-        make = partial(timm.create_model, name, pretrained=pretrained)
+        make = partial(_of_timm, name, pretrained)
         return Source('timm', name.rpartition('/')[2].partition('.')[0], '', name, {}, make)
     published = _of_folder(path)
     if published is not None:
@@ -106,7 +107,7 @@ def resolve(name: str, pretrained: bool = True) -> Source:
     timms = _timms_tag(architecture, tag)
     if timms is not None:
         where = f'hf://{timm.get_pretrained_cfg(f"{architecture}.{timms}").hf_hub_id}'
-        return Source('timm', architecture, timms, where, {}, partial(timm.create_model, name, pretrained=pretrained))
+        return Source('timm', architecture, timms, where, {}, partial(_of_timm, name, pretrained))
     return _of_entry(weights.locate(architecture, tag), pretrained)
 
 
@@ -137,6 +138,11 @@ def _of_run(path: Path) -> Source:
 
     result = read_result(path)
     return Source('run', result.architecture, '', str(path), vars(result), make)
+
+
+def _of_timm(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    with timms_download(name, pretrained):
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
 def _of_folder(path: Path) -> Entry | None:

@@ -5,7 +5,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from ..errors import CheckFailed, UserError
 from ..files import not_finite
 from ..hub import weights
 from ..hub.folder import Folder, open_folder
+from ..hub.huggingface import timms_download
 from ..hub.index import ORGANIZATION, cfg_of, index
 from .batch_norm_weights import batch_norm_cfgs
 from .network import ResNet
@@ -203,13 +204,18 @@ class _Builder:
             if entry is not None:
                 return self.without_weights(entry, overlay, kwargs)
         try:
-            model = self.build(self.make, pretrained, pretrained_cfg, overlay, kwargs)
+            with self._download(pretrained and not own_source, pretrained_cfg):
+                model = self.build(self.make, pretrained, pretrained_cfg, overlay, kwargs)
         except SafetensorError as error:
             raise UserError(f'{self.name}: the weights are not a valid safetensors file: {error}') from None
         bad = not_finite(model.state_dict()) if pretrained else None
         if bad:
             raise CheckFailed(f'{self.name}: {bad} of the weights holds NaN or infinity; load other weights')
         return model
+
+    def _download(self, pretrained: bool, cfg: Any) -> AbstractContextManager[None]:
+        tagged = f'{self.name}.{cfg}' if cfg else self.name
+        return timms_download(tagged, pretrained) if isinstance(cfg, str | None) else nullcontext()
 
     def cfg(self, cfg: dict[str, Any], overlay: dict[str, Any]) -> PretrainedCfg:
         """timm's cfg of a hub's weights. The names of the first and the last layer are the registry's own."""
