@@ -213,9 +213,10 @@ def _not_here(repo: str, cause: BaseException) -> Unreachable:
     offline = isinstance(cause, OfflineModeIsEnabled)
     why = 'HF_HUB_OFFLINE is set' if offline else _reason(cause if isinstance(cause, Exception) else OSError(cause))
     return Unreachable(
-        f"the Hub can't be reached ({why}), and hf://{repo} is not in its cache; take weights that are here: a name with "
-        'an accuracy in `nf-zoo list --pretrained`, a hub on NF_ZOO_HUB, or a file (`nf-zoo train --initial-checkpoint '
-        'FILE`, `nf-zoo convert --weights FILE`)' + ('' if offline else '; HF_HUB_OFFLINE=1 asks the cache alone')
+        f"the Hub can't be reached ({why}), and hf://{repo} is not in its cache; take weights that are here: a name "
+        'with an accuracy in `nf-zoo list --pretrained`, a hub on NF_ZOO_HUB, or a file (`nf-zoo train '
+        '--initial-checkpoint FILE`, `nf-zoo convert --weights FILE`)'
+        + ('' if offline else '; HF_HUB_OFFLINE=1 asks the cache alone')
     )
 
 
