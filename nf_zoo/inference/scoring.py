@@ -82,7 +82,9 @@ class EvaluateReport:
         found = self.own.metrics()
         correct = int(self.own.confusion.diagonal().sum())
         top1 = f'top-1 {found["top1"]:.2f} % ({correct} of {found["n"]})'
-        lines = [f'{self.name} on {self.dataset}: {top1}, top-5 {found["top5"]:.2f} %, loss {found["loss"]:.4f}']
+        # Among five classes or fewer, the five best are all of them.
+        top5 = f', top-5 {found["top5"]:.2f} %' if len(self.own.confusion) > 5 else ''
+        lines = [f'{self.name} on {self.dataset}: {top1}{top5}, loss {found["loss"]:.4f}']
         lines[0] += f', calibration error {found["ece"]:.2f} %'
         for name, form in self.forms.items():
             top1 = f'top-1 {form.metrics()["top1"]:.2f} %, {form.others} other predictions'

@@ -77,7 +77,8 @@ def hardware(device: torch.device) -> str:
             name = next((line.split(':', 1)[1].strip() for line in file if line.startswith('model name')), name)
     except OSError:
         pass
-    return f'{name}, {torch.get_num_threads()} threads of {os.cpu_count()} processors'
+    threads, processors = torch.get_num_threads(), os.cpu_count() or 1
+    return f'{name}, {threads} thread{"s" * (threads != 1)} of {processors} processor{"s" * (processors != 1)}'
 
 
 def versions() -> dict[str, str]:
