@@ -27,6 +27,10 @@ HEADS = {
     'nonzero': 'not 0',
     'gradient_variance': 'gradient',
 }
+COLUMNS = (
+    "mean^2 and variance: of each channel of a block's output; branch: variance of its branch before factors;\n"
+    "share: the branch's variance with its factors / variance; not 0: part of the output; gradient: its variance"
+)
 
 
 def _signal(args: argparse.Namespace) -> None:
@@ -48,7 +52,7 @@ def _signal(args: argparse.Namespace) -> None:
     if not args.figure:
         for line in _table(curves):
             say(line)
-        say('')
+        say(f'\n{COLUMNS}\n')
     for name, text in verdicts.items():
         say(f'{name}: {text}')
 

@@ -99,6 +99,9 @@ def resolve(name: str, pretrained: bool = True) -> Source:
     if not timm.is_model(name.partition('.')[0]):
         if name and path.is_dir():
             raise UserError(f'{name} is not a finished run: it has no result.json; train it to its end first')
+        if len(path.parts) > 1:  # no name has a slash
+            last = path.name.partition('.')[0]
+            raise UserError(f'{name[:100]}: no such folder{nearest(last, list_models())}')
         base = name.partition('.')[0]
         raise UserError(f"unknown model '{name[:100]}'{nearest(base, list_models())} (`nf-zoo list` shows all names)")
     architecture, tag = parse(name)

@@ -53,6 +53,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[Summary]:
 
 
 def _read(folder: Path, name: str) -> Summary:
+    if not folder.exists():
+        raise UserError(f'{folder}: no such folder')
     try:
         rows = report.read_csv(folder / run_folder.SUMMARY)
         if not rows:
@@ -121,7 +123,18 @@ def table(runs: Sequence[Summary]) -> str:
             [name, *_spread(group, 'top1', '.2f'), *_spread(group, 'loss', '.4f')] for name, group in several.items()
         ]
         text += ['', *columns(head, lines, right=range(1, len(head)))]
+    if warning := _differences(runs):
+        text += ['', warning]
     return '\n'.join(text)
+
+
+def _differences(runs: Sequence[Summary]) -> str:
+    """What makes accuracies no comparison of networks: other images, or more training; empty if neither differs."""
+    sets = dict.fromkeys(run.recipe.dataset for run in runs)
+    epochs = sorted({len(run.rows) for run in runs})
+    found = [f'data set ({", ".join(sets)})'] * (len(sets) > 1)
+    found += [f'number of epochs ({", ".join(map(str, epochs))})'] * (len(epochs) > 1)
+    return f'warning: the runs differ in {" and ".join(found)}' if found else ''
 
 
 def _spread(runs: Sequence[Summary], key: str, form: str) -> list[str]:

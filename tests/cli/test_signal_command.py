@@ -21,8 +21,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 def test_the_table_has_a_row_for_each_block_and_the_verdict_follows(run: Run) -> None:
     code, out, _ = run('nf_resnet20_cifar', '--batch-size', 2)
-    head, *rows, empty, last = out.splitlines()
-    assert code == 0 and head.split()[0] == 'block' and empty == ''
+    head, *rows, empty, means, shares, _, last = out.splitlines()
+    assert code == 0 and head.split()[0] == 'block' and empty == '' and 'branch: ' in means and 'share: ' in shares
     assert [row.split()[0] for row in rows] == ['stem', *(f'stages.{i}.{j}' for i in range(3) for j in range(3))]
     assert last.startswith('nf_resnet20_cifar: the variance ')
 
