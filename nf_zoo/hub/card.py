@@ -5,6 +5,7 @@ from typing import Any
 
 from ..block_scalars import DEAD, dead_blocks
 from ..train.recipe import Recipe
+from .huggingface import timms_repository
 
 _DATASETS = {
     'cifar10': ('uoft-cs/cifar10', 'CIFAR-10', 'test'),
@@ -94,6 +95,8 @@ def render(manifest: dict[str, Any], config: dict[str, Any], curves: bool) -> st
     repo, title, split = _DATASETS.get(dataset, (None, dataset, 'validation'))
     metrics = {key: manifest['metrics'][key] for key in _METRICS if manifest['metrics'].get(key) is not None}
     n = manifest['metrics'].get('n')
+    recipe = manifest.get('recipe') or {}
+    started = recipe.get('pretrained') and not recipe.get('initial_checkpoint')  # from weights on the Hub, perhaps
     results = [
         EvalResult(
             task_type='image-classification',
@@ -112,6 +115,7 @@ def render(manifest: dict[str, Any], config: dict[str, Any], curves: bool) -> st
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', 'nf_zoo'],
         datasets=[repo] if repo else None,
+        base_model=timms_repository(recipe['model']) or None if started else None,
         model_name=name_tag if results else None,
         eval_results=results or None,
     )
@@ -145,7 +149,7 @@ def render(manifest: dict[str, Any], config: dict[str, Any], curves: bool) -> st
         curves='\n![Loss and accuracy over the epochs](curves.png)\n' if curves else '',
         note=f'{manifest["note"]}\n\n' if manifest.get('note') else '',
         facts=_table({key: _plain(value) for key, value in facts.items() if value not in (None, '')}),
-        recipe=yaml.safe_dump(_not_the_defaults(manifest.get('recipe') or {}), sort_keys=False),
+        recipe=yaml.safe_dump(_not_the_defaults(recipe), sort_keys=False),
     )
     return str(ModelCard(f'---\n{data.to_yaml()}\n---\n\n{body}', ignore_metadata_errors=False))
 

@@ -170,7 +170,7 @@ def timms_download(name: str, pretrained: bool = True) -> Iterator[None]:
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repo = _timms_repo(name) if pretrained else ''
+    repo = timms_repository(name) if pretrained else ''
     if repo and not constants.HF_HUB_OFFLINE:
         _ask_once(repo)
     try:
@@ -179,7 +179,7 @@ def timms_download(name: str, pretrained: bool = True) -> Iterator[None]:
         raise _not_here(repo or name, error.__cause__ or error) from None
 
 
-def _timms_repo(name: str) -> str:
+def timms_repository(name: str) -> str:
     """The repository that timm reads for a name; empty if it reads none."""
     import timm
 

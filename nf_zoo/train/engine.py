@@ -386,6 +386,7 @@ class Run:
             hardware=report.hardware(self.device),
             versions=report.versions(),
             blocks=self._blocks(result_model),
+            note=report.parent(self.recipe, getattr(self.model, 'pretrained_cfg', {})),
             sha256=hashlib.sha256(weights).hexdigest(),
             bytes=len(weights),
         )

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from ..errors import extra
 from ..files import refuse_special, write_whole
+from .recipe import Recipe
 
 Row = dict[str, Any]
 
@@ -79,6 +80,25 @@ def hardware(device: torch.device) -> str:
         pass
     threads, processors = torch.get_num_threads(), os.cpu_count() or 1
     return f'{name}, {threads} thread{"s" * (threads != 1)} of {processors} processor{"s" * (processors != 1)}'
+
+
+def parent(recipe: Recipe, cfg: Mapping[str, Any]) -> str | None:
+    """What the card says of the weights that a training started from; None if they were drawn.
+
+    ``cfg`` is the pretrained_cfg of the model.
+    """
+    if recipe.initial_checkpoint:
+        name, license = Path(recipe.initial_checkpoint).name, None  # the file's folder is private
+    elif recipe.pretrained:
+        tagged = '.'.join(filter(None, (cfg.get('architecture'), cfg.get('tag'))))
+        name, license = cfg.get('hf_hub_id') or tagged or recipe.model, cfg.get('license')
+    else:
+        return None
+    licensed = f' (licence: {license})' if license else ''
+    return (
+        f'Fine-tuned from the weights `{name}`{licensed}. Their licence, and the terms of the images that they were '
+        'trained on, hold for these weights too.'
+    )
 
 
 def versions() -> dict[str, str]:

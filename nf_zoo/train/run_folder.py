@@ -74,7 +74,7 @@ class Result:
     versions: Mapping[str, str] = field(default_factory=dict)
     blocks: Mapping[str, Any] = field(default_factory=dict)  # of each block its scalar and its branch's share
     privacy: Mapping[str, Any] = field(default_factory=dict)  # of private training: epsilon, delta, clip, noise ...
-    note: str | None = None  # for the card; publish takes it, the engine does not write it
+    note: str | None = None  # for the card, such as the weights that the training started from
 
     @property
     def architecture(self) -> str:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from nf_zoo.hub import card
@@ -54,6 +55,22 @@ def test_only_settings_that_were_chosen_are_shown() -> None:
     text = card.render(manifest, config, curves=False).partition('```yaml\n')[2].partition('```')[0]
     assert 'sched_on_updates: true' in text and 'train_sizes' in text and 'model: eunnet20_cifar' in text
     assert 'null' not in text and 'mixup' not in text
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'parent'),
+    [
+        ({'model': 'resnet18.a1_in1k', 'pretrained': True}, 'timm/resnet18.a1_in1k'),
+        ({'model': 'hf-hub:someone/net@main', 'pretrained': True}, 'someone/net'),
+        ({'model': 'resnet18.a1_in1k', 'pretrained': True, 'initial_checkpoint': 'x.safetensors'}, None),
+        ({'model': 'resnet18.a1_in1k'}, None),
+        ({'model': 'eunnet20_cifar.cifar10', 'pretrained': True}, 'nf-zoo/eunnet20_cifar.cifar10'),
+    ],
+)
+def test_the_hub_is_told_what_the_training_started_from(recipe: dict, parent: str | None) -> None:
+    manifest, config = manifest_and_config()
+    data = ModelCard(card.render(manifest | {'recipe': recipe}, config, curves=False)).data
+    assert data.get('base_model') == parent
 
 
 def test_what_was_not_measured_is_not_shown() -> None:

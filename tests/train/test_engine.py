@@ -17,7 +17,7 @@ from train_toys import run_toy, toy_recipe, toy_set, toys  # noqa: F401
 
 import nf_zoo  # noqa: F401
 from nf_zoo.cli.train import main
-from nf_zoo.train import Recipe, build, evaluate, load_recipe, train
+from nf_zoo.train import Recipe, build, evaluate, load_recipe, report, train
 from nf_zoo.train.compare import read_runs
 from nf_zoo.train.data.memory import MemoryData, seed_everything
 from nf_zoo.train.groups import parameter_groups
@@ -271,6 +271,15 @@ def test_the_command_line_overrides_the_recipe(tmp_path: Path, capsys: pytest.Ca
     found = load_recipe(tmp_path / 'run' / 'recipe.yaml')
     assert (found.epochs, found.model_ema, found.mean, found.train_sizes) == (1, True, (0.5, 0.5, 0.5), {0: 12})
     assert 'epoch 1/1' in capsys.readouterr().out
+
+
+def test_a_result_names_the_weights_that_the_training_started_from(tmp_path: Path) -> None:
+    first = run_toy(tmp_path / 'first', epochs=1)
+    second = run_toy(tmp_path / 'second', epochs=1, initial_checkpoint=str(tmp_path / 'first'))
+    assert first['note'] is None and second['note'].startswith('Fine-tuned from the weights `first`.')
+    cfg = timm.create_model('eunnet20_cifar', pretrained=True).pretrained_cfg
+    note = report.parent(Recipe(model='eunnet20_cifar', pretrained=True), cfg)
+    assert note and '`eunnet20_cifar.cifar10` (licence: apache-2.0)' in note and str(tmp_path) not in second['note']
 
 
 def test_pretrained_weights_for_other_classes_get_a_new_classifier() -> None:
