@@ -130,7 +130,7 @@ def _schedule(
     device: torch.device,
 ) -> Iterator[str]:
     """The learning rate at the start of chosen epochs: the first, the last, those where it jumps, and some between."""
-    yield 'schedule'
+    yield 'schedule, at the start of each epoch'
     groups = optimizer.param_groups
     plain = min(range(len(groups)), key=lambda i: abs(groups[i]['lr_scale'] - 1))
     shown = {0, epochs - 1, recipe.warmup_epochs, *recipe.train_sizes, *(epochs * i // 8 for i in range(8))}
@@ -150,7 +150,7 @@ def _schedule(
             side = size_at(recipe.train_sizes, epoch)
             parts.append(f'{side} pixels' if side else 'full size')
         if threshold:
-            parts.append(f'clipped at {threshold(epoch):.4g}')
+            parts.append(f'gradients clipped at {threshold(epoch):.4g}')
         yield f'  epoch {epoch + 1:>4}: {", ".join(parts)}'
 
 

@@ -46,7 +46,9 @@ def starter_recipe(options: dict[str, Any]) -> tuple[Recipe, str]:
     base = dict(base)
     if options.get('dataset', 'folder') == 'folder':
         if not options.get('data_dir'):
-            raise UserError('which pictures? give --data-dir DIR, with DIR/train/CLASS/IMAGE and DIR/val/CLASS/IMAGE')
+            raise UserError(
+                'which pictures? give --data-dir DIR, with DIR/train/CLASS/IMAGE and DIR/validation/CLASS/IMAGE'
+            )
         folder = Path(options['data_dir'])
         if not folder.is_dir():
             raise UserError(f'{folder}: no such folder')
