@@ -110,8 +110,8 @@ class EUNNet(ResNet):
         """The scalars s learn at a tenth of the learning rate, as Fixup's authors do it for theirs. This rule is ours.
 
         At the full rate, an EUNNet-50 on CIFAR-10 ended with s = -5e-6 and -1e-5 in its last two blocks, which then add
-        nothing and learn nothing. With the rule, an EUNNet-50 on Imagenette ended with s from 0.99 to 1.35; see
-        RESULTS.md.
+        nothing and learn nothing. With the rule, an EUNNet-50 on Imagenette ended with s from 0.99 to 1.35. At depth 20
+        no block dies either way; see RESULTS.md.
         """
         return {r'^stages\.\d+\.\d+\.scale$': 0.1}
 

@@ -65,7 +65,7 @@ def test_a_recipe_says_where_its_numbers_are_from_how_to_run_it_and_what_came_of
     assert path.stem.split('.')[0] == recipe.model.split('.')[0] and timm.is_model(recipe.model.split('.')[0])
     assert recipe.device_modules == ('nf_zoo',), "timm's train.py would not know the model"
     assert recipe.opt in list_optimizers()
-    if has_lr_scales(recipe.model.split('.')[0]) or recipe.clip_sched:
+    if has_lr_scales(recipe.model.split('.')[0]) or recipe.clip_sched or recipe.lr_scales:
         assert "timm's train.py" in head, 'what timm cannot do is said'
 
 
