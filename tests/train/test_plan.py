@@ -147,7 +147,8 @@ def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     folders = [str(tmp_path / name) for name in ('plain', 'averaged')]
     assert main(['compare', *folders, '-o', str(tmp_path / 'both.png')]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 3 and out[1].startswith('plain     eunnet20_cifar  toys')
+    assert len(out) == 5 and out[1].startswith('plain     eunnet20_cifar  toys')
+    assert out[4] == 'warning: the runs differ in number of epochs (2, 3)'
     assert (tmp_path / 'both.png').read_bytes().startswith(b'\x89PNG')
     assert main(['compare', *folders, '--json']) == 0
     found = json.loads(capsys.readouterr().out)
@@ -169,7 +170,8 @@ def test_runs_that_differ_in_their_seed_have_a_mean(tmp_path: Path, capsys: pyte
     unlike = [replace(run, run=name) for run, name in zip(read_runs(folders[2:4]), ('x', 'y'), strict=True)]
     assert list(by_recipe(unlike)) == ['eunnet20_cifar (2 runs)']
     assert main(['compare', *folders, '-o', str(tmp_path / 'all.png')]) == 0
-    *_, head, line = capsys.readouterr().out.splitlines()
+    *_, head, line, _, warning = capsys.readouterr().out.splitlines()
+    assert warning == 'warning: the runs differ in number of epochs (1, 2)'
     values = [run[key] for key in ('top1', 'loss') for run in found]
     expected = [f(part) for part in (values[:3], values[3:]) for f in (statistics.fmean, min, max)]
     assert head.split()[:2] == ['recipe', 'top'] and line.startswith('a1 (3 runs) ')
