@@ -96,7 +96,8 @@ def render(manifest: dict[str, Any], config: dict[str, Any], curves: bool) -> st
     metrics = {key: manifest['metrics'][key] for key in _METRICS if manifest['metrics'].get(key) is not None}
     n = manifest['metrics'].get('n')
     recipe = manifest.get('recipe') or {}
-    started = recipe.get('pretrained') and not recipe.get('initial_checkpoint')  # from weights on the Hub, perhaps
+    of_timm = recipe.get('pretrained') and not recipe.get('initial_checkpoint')
+    parent = timms_repository(recipe.get('model', name)) if of_timm else ''
     results = [
         EvalResult(
             task_type='image-classification',
@@ -115,7 +116,7 @@ def render(manifest: dict[str, Any], config: dict[str, Any], curves: bool) -> st
         pipeline_tag='image-classification',
         tags=['image-classification', 'timm', 'nf_zoo'],
         datasets=[repo] if repo else None,
-        base_model=timms_repository(recipe['model']) or None if started else None,
+        base_model=parent or None,
         model_name=name_tag if results else None,
         eval_results=results or None,
     )

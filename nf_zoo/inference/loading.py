@@ -144,7 +144,8 @@ def _of_run(path: Path) -> Source:
 
 
 def _of_timm(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    with timms_download(name, pretrained):
+    ours = name.partition('.')[0] in list_models()  # its own builder asks the Hub
+    with timms_download(name, pretrained and not ours):
         return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 

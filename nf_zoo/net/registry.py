@@ -215,7 +215,7 @@ class _Builder:
 
     def _download(self, pretrained: bool, cfg: Any) -> AbstractContextManager[None]:
         tagged = f'{self.name}.{cfg}' if cfg else self.name
-        return timms_download(tagged, pretrained) if isinstance(cfg, str | None) else nullcontext()
+        return timms_download(tagged, pretrained and isinstance(cfg, str | None))
 
     def cfg(self, cfg: dict[str, Any], overlay: dict[str, Any]) -> PretrainedCfg:
         """timm's cfg of a hub's weights. The names of the first and the last layer are the registry's own."""

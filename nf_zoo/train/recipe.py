@@ -15,7 +15,6 @@ Numbers = tuple[float, ...]
 RESIZING = ('bilinear', 'bicubic', 'nearest', 'lanczos', 'hamming', 'box')
 # timm's plateau is left out: it depends on the metrics so far, which a repeatable schedule can't
 SCHEDULES = ('cosine', 'tanh', 'step', 'multistep', 'poly', 'wsd', 'rsqrt', 'constant', 'none')
-LR_SCALES = Range(least=0, most=1000)
 TRAIN_SIZES = Range(least=0, most=1_000_000_000)  # of the epochs; the sides are checked beside
 
 
@@ -143,7 +142,9 @@ class Recipe:
         Range(choices=('', 'linear', 'sqrt')),
     )
     lr_scales: dict[str, float] = _key(
-        {}, "factors on the learning rate, as {regular expression for parameters' names: factor}", LR_SCALES
+        {},
+        "factors on the learning rate, as {regular expression for parameters' names: factor}",
+        Range(least=0, most=1000),
     )
     sched: str = _key('cosine', "timm's name of the scheduler", Range(choices=SCHEDULES))
     sched_on_updates: bool = _key(False, 'change the learning rate at every update, not every epoch')

@@ -54,7 +54,7 @@ def test_rows_machine_json_and_picture(seen: list[Any], tmp_path: Path, capsys: 
     ]
     assert main(words) == 0
     machine, *rows = capsys.readouterr().out.splitlines()
-    assert ' thread' in machine and 'torch ' in machine and 'timm ' in machine
+    assert re.search(r'\d+ threads? of \d+ processors?', machine) and 'torch ' in machine and 'timm ' in machine
     assert len(rows) == 2 and '1.524 [' in rows[0] and 'x BN twin (2.00)' in rows[0]
     (name, settings), (other, _) = seen
     assert (name, other) == ('eunnet20_cifar', 'nf_resnet20_cifar')
