@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from ..errors import CheckFailed, UserError
+from ..net.registry import others_download
 from ..text import say
 from ..train import strict_yaml
 from ..train.engine import train
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(line)
         return 0
     try:
-        train(recipe, log=say, change=change)
+        with others_download(recipe.model, recipe.pretrained):
+            train(recipe, log=say, change=change)
     except BrokenPipeError:  # not done, whatever `main` makes of a reader that has seen enough
         raise CheckFailed(
             f'nothing reads the output any more, so the run has ended; its last checkpoint is in {recipe.run_dir}, '

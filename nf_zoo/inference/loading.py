@@ -16,11 +16,10 @@ from torch import nn
 from ..errors import CheckFailed, UserError, nearest, one_line
 from ..hub import weights
 from ..hub.folder import Entry, open_folder
-from ..hub.huggingface import timms_download
 from ..hub.index import index
 from ..hub.names import MANIFEST, is_name_tag, parse
 from ..hub.places import DirPlace
-from ..net.registry import create_from, list_models, timms_tag
+from ..net.registry import create_from, list_models, others_download, timms_tag
 from ..train.run_folder import describe, is_run, load_run, read_result
 
 _ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, ValueError)
@@ -144,8 +143,7 @@ def _of_run(path: Path) -> Source:
 
 
 def _of_timm(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    ours = name.partition('.')[0] in list_models()  # its own builder asks the Hub
-    with timms_download(name, pretrained and not ours):
+    with others_download(name, pretrained):
         return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 

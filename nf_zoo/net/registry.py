@@ -72,6 +72,11 @@ def list_models(filter: str | list[str] = '') -> list[str]:
     return [name for name in timm.list_models(filter) if name in _builders]
 
 
+def others_download(name: str, pretrained: bool) -> AbstractContextManager[None]:
+    """`timms_download` for the names of timm's other modules. The names here ask the Hub in their own builder."""
+    return timms_download(name, pretrained and name.partition('.')[0] not in _builders)
+
+
 def variant(name: str) -> dict[str, Any]:
     """The keyword arguments with which a registered name's network is made: layout, depths and the method's own."""
     return dict(_builders[name].make.keywords)

@@ -31,13 +31,20 @@ def test_weights_of_timm_fail_at_once(pauses: list[float], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    'command', ['info resnet18 --trained', 'export resnet18.a1_in1k --check', 'predict hf-hub:org/x IMAGE']
+    'command',
+    [
+        'info resnet18 --trained',
+        'export resnet18.a1_in1k --check',
+        'predict hf-hub:org/x IMAGE',
+        'train --model resnet18 --pretrained --dataset digits',
+    ],
 )
 def test_commands_say_it_in_one_line(
     pauses: list[float], capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     (tmp_path / 'a.png').touch()
-    assert main(command.replace('IMAGE', str(tmp_path / 'a.png')).split()) == 2
+    command = command.replace('IMAGE', str(tmp_path / 'a.png')).replace('RUN', str(tmp_path / 'run'))
+    assert main(command.split()) == 2
     said = capsys.readouterr().err
     assert said.startswith("nf-zoo: error: the Hub can't be reached") and said.count('\n') == 1, said
     assert '--weights FILE' in said and '--initial-checkpoint FILE' in said and pauses == []
