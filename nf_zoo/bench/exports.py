@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +149,10 @@ def _options() -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    _make_pool()
-    options.use_per_session_threads = False
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Idle threads of a session spin for a while, and would slow down the next session.
+    options.add_session_config_entry('session.force_spinning_stop', '1')
     return options
-
-
-@cache
-def _make_pool() -> None:
-    """Make one thread pool for all sessions. Idle threads spin for a while, so the threads of a session's own pool
-    would slow down the next session.
-    """
-    import onnxruntime
-
-    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
 
 
 def _nodes(path: Path, folder: Path) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """What the benches measure and how; never how fast."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import timm
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from nf_zoo import fold
-from nf_zoo.bench import engine, epoch
+from nf_zoo.bench import engine, epoch, exports
 from nf_zoo.bench.exports import bench_export
 from nf_zoo.bench.measure import BenchRow, floor_of, interleaved
 from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
@@ -110,6 +111,20 @@ def test_an_epoch_is_that_of_the_recipe_and_of_timms_loop(monkeypatch: pytest.Mo
     assert full.value == pytest.approx(0.004 / 2 * updates) and full.ratio == pytest.approx(0.5)
     assert mean.value == pytest.approx((2 / 3 * 0.001 + 1 / 3 * 0.004) / 2 * updates)
     assert full.peer_value == mean.peer_value == pytest.approx(0.008 / 2 * updates)
+
+
+def test_a_session_of_the_bench_leaves_onnx_runtime_as_it_was(tmp_path: Path) -> None:
+    """A thread pool for all sessions would stay, and refuse every session that has its own."""
+    onnx, onnxruntime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2]) for name in ('input', 'output')]
+    node = onnx.helper.make_node('Relu', ['input'], ['output'])
+    graph = onnx.helper.make_graph([node], 'relu', values[:1], values[1:])
+    file = tmp_path / 'relu.onnx'
+    onnx.save(onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid('', 18)]), file)
+    x = torch.tensor([-1.0, 2.0])
+    (mine,) = exports._load('relu ONNX', file)(x)
+    (plain,) = onnxruntime.InferenceSession(file, providers=['CPUExecutionProvider']).run(None, {'input': x.numpy()})
+    assert mine.tolist() == plain.tolist() == [0.0, 2.0]
 
 
 @pytest.mark.soak
