@@ -36,7 +36,8 @@ from .record import Record
 
 BLOCK_IMAGES = 64  # for the shares of the blocks
 INIT_BATCHES = 8  # as RescaleNet's official code
-SLOW_LOADER = 0.1  # the part of an epoch that training waits, from which on a line says so
+# A line says that the loader is slow where training waits for more than this part of an epoch and these seconds.
+SLOW_LOADER, SLOW_SECONDS = 0.1, 2.0
 
 
 def train(recipe: Recipe, *, log: build.Log = say, bar: bool | None = None, change: bool = False) -> dict[str, Any]:
@@ -122,7 +123,8 @@ class Run:
         groups = self.optimizer.param_groups
         self.plain_group = min(range(len(groups)), key=lambda i: abs(groups[i]['lr_scale'] - 1))
         self.lr = groups[self.plain_group]['lr']
-        self.updates, self.loss_sum, self.waited, self.scored = 0, 0.0, 0.0, self.data.val_n
+        self.updates, self.loss_sum, self.scored = 0, 0.0, self.data.val_n
+        self.waited = self.waited_share = 0.0
         self.record = Record(folder, recipe, self.processes.first)
         self.parallel = self.processes.averaged(self.model, self.device)
         self.forward = build.build_forward(recipe, self.parallel)
@@ -216,9 +218,9 @@ class Run:
         self.record.plot(row)
         if self.histogram and self.processes.first:
             self.histogram.close_epoch(epoch, self.record.tensorboard)
-        if self.waited > SLOW_LOADER:
+        if self.waited_share > SLOW_LOADER and self.waited > SLOW_SECONDS:
             self.log(
-                f'the loader is too slow: training waited for it {self.waited:.0%} of the epoch; '
+                f'the loader is too slow: training waited for it {self.waited_share:.0%} of the epoch; '
                 f'try more --workers (now {self.recipe.workers}), a faster disk or smaller files'
             )
         if self.processes.any(stop.asked) and epoch + 1 < self.epochs:
@@ -285,7 +287,7 @@ class Run:
                     state.save(self)
                     if asked:
                         raise Interrupted(self.folder)
-        self.waited = batches.seconds / (time.perf_counter() - began)
+        self.waited, self.waited_share = batches.seconds, batches.seconds / (time.perf_counter() - began)
         return self._mean_loss(total, self.steps)
 
     def backward(self, batches: Any, epoch: int, step: int) -> Tensor:

@@ -17,7 +17,7 @@ from train_toys import run_toy, toy_recipe, toy_set, toys  # noqa: F401
 
 import nf_zoo  # noqa: F401
 from nf_zoo.cli.train import main
-from nf_zoo.train import Recipe, build, evaluate, load_recipe, report, train
+from nf_zoo.train import Recipe, build, engine, evaluate, load_recipe, report, train
 from nf_zoo.train.compare import read_runs
 from nf_zoo.train.data.memory import MemoryData, seed_everything
 from nf_zoo.train.groups import parameter_groups
@@ -254,6 +254,9 @@ def test_a_loader_that_training_waits_for_is_reported(tmp_path: Path, monkeypatc
             yield batch
 
     monkeypatch.setattr(MemoryData, 'train_batches', slow)
+    train(toy_recipe(tmp_path / 'short', epochs=1), log=said.append, bar=False)
+    assert not any('the loader' in line for line in said), 'a second is not worth a word'
+    monkeypatch.setattr(engine, 'SLOW_SECONDS', 0)
     train(toy_recipe(tmp_path / 'slow', epochs=1), log=said.append, bar=False)
     assert any(
         'the loader is too slow: training waited for it' in line and '--workers (now 4)' in line for line in said

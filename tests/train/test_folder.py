@@ -19,7 +19,7 @@ from train_toys import toy_recipe
 
 from nf_zoo.errors import UserError
 from nf_zoo.inference.images import transform
-from nf_zoo.train import Recipe
+from nf_zoo.train import Recipe, engine
 from nf_zoo.train.build import read_sets
 from nf_zoo.train.data.folder import FolderData, open_folders
 from nf_zoo.train.data.pictures import read_image, read_picture
@@ -255,7 +255,10 @@ class SlowPictures:
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_a_loader_slower_than_training_is_reported_at_the_end_of_the_epoch(tmp_path: Path, workers: int) -> None:
+def test_a_loader_slower_than_training_is_reported_at_the_end_of_the_epoch(
+    tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, 'SLOW_SECONDS', 0)
     recipe = toy_recipe(tmp_path, dataset='folder', img_size=16, batch_size=4, epochs=1, workers=workers)
     said: list[str] = []
     Run(recipe, tmp_path, said.append, False, sets=(SlowPictures(), SlowPictures())).fit()
