@@ -37,8 +37,11 @@ def test_same_logits_and_features(name):
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
     images = torch.randn(2, 3, 40, 40)
     with torch.no_grad():
-        mine, yours = ours(images), theirs(images)
-        assert (mine - yours).abs().max() <= 1e-5 * yours.abs().max()
+        for mine, yours in (
+            (ours(images), theirs(images)),
+            (ours.forward_features(images), theirs.forward_features(images)),
+        ):
+            assert (mine - yours).abs().max() <= 1e-5 * yours.abs().max()
         (last, stages), (their_last, their_stages) = (
             net.double().forward_intermediates(images.double()) for net in (ours, theirs)
         )
