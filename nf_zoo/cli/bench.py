@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import UserError, nearest
+from ..errors import CheckFailed, UserError, is_out_of_memory, nearest, one_line
 from ..text import say
 from .parser import Add, Command, count, output_file
 
@@ -145,7 +145,7 @@ def _bench(args: argparse.Namespace) -> None:
         machine = output.machine(settings.device)
         say(output.describe(machine))
         for bench, name in bar:
-            for row in bench.run(name, settings):
+            for row in _measured(bench, name, settings):
                 rows.append(row)
                 bar.clear()
                 say(str(row))
@@ -154,6 +154,17 @@ def _bench(args: argparse.Namespace) -> None:
         output.write_json(args.json, command, machine, rows)
     if args.output:
         output.draw_bars(args.output, command, output.describe(machine), rows)
+
+
+def _measured(bench: Bench, name: str, settings: 'Settings') -> Rows:
+    try:
+        yield from bench.run(name, settings)
+    except (UserError, CheckFailed):
+        raise
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f'{name or "the bench"} cannot be measured with these settings: {one_line(error)}') from None
 
 
 def _settings(args: argparse.Namespace, advance: Callable[[], object]) -> 'Settings':

@@ -38,6 +38,8 @@ def _convert(args: argparse.Namespace) -> None:
         raise UserError('--to eunnet needs images: --images DIR, or --data-dir DIR of the data set')
     if args.steps and args.to != 'eunnet':
         raise UserError('--steps N trains a fitted EUNNet: give --to eunnet too')
+    if args.images and args.to != 'eunnet':
+        raise UserError('--images DIR is for the fit of an EUNNet: give --to eunnet too')
     model: Any = _with_weights(source.architecture, args.weights) if args.weights else source.load()
     dataset = source.dataset or ''
     given = (source.facts.get('recipe') or {}).get('model_kwargs') or source.facts.get('model_args') or {}

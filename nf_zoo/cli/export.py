@@ -23,7 +23,8 @@ def _export(args: argparse.Namespace) -> None:
     from ..export.formats import SUFFIXES, export, format_of
     from ..inference.loading import resolve
 
-    format = args.format or format_of(args.output)
+    of_one = args.output and not args.all  # of all, it is a table that is written
+    format = args.format or (format_of(args.output) if of_one else 'onnx')
     if args.random and args.pretrained:
         raise UserError('--random and --pretrained exclude one another')
     if args.all:
@@ -92,7 +93,7 @@ def _options(add: Add) -> None:
         help='NAME.TAG, the folder of a run, or a NAME; with --all a pattern of names',
     )
     add('-o', '--output', type=output_file, metavar='FILE', help='the file to write; with --all a folder')
-    add('--format', choices=FORMATS, help="format (by FILE's suffix: .pt torchscript, .pt2 pt2, any other onnx)")
+    add('--format', choices=FORMATS, help="format (by FILE's suffix: .onnx, .pt torchscript, .pt2)")
     add('--dtype', choices=DTYPES, help='ONNX: type of the weights; int8 is static quantisation (float32)')
     add('--pretrained', action='store_true', help='take the best pretrained weights of a NAME that has no tag')
     add('--random', action='store_true', help='take the initial weights: random, without training')

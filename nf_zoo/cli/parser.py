@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -30,17 +30,19 @@ class Command(NamedTuple):
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises its errors as `UserError`, with the nearest option for an unknown one."""
 
+    given: Sequence[str] = ()
+
     def error(self, message: str) -> NoReturn:
         hint = ''
         if message.startswith('unrecognized arguments: --'):
             given = message.split()[2].partition('=')[0]
-            hint = nearest(given, self.options() - {given})  # another command may have it
-        raise UserError(f'{message}{hint} (`{self.prog} --help` shows the usage)')
+            hint = nearest(given, self.command().options())
+        raise UserError(f'{message}{hint} (`{self.command().prog} --help` shows the usage)')
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse, with timm's spelling too: ``--batch_size`` for ``--batch-size``."""
-        given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(list(map(self._with_dashes, given)), namespace)
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(list(map(self._with_dashes, self.given)), namespace)
 
     def _with_dashes(self, arg: str) -> str:
         name, equals, value = arg.partition('=')
@@ -48,11 +50,14 @@ class Parser(argparse.ArgumentParser):
         known = name.startswith('--') and name not in self._option_string_actions
         return dashed + equals + value if known and dashed in self._option_string_actions else arg
 
+    def command(self) -> 'Parser':
+        """The parser of the subcommand that was given; this one without any."""
+        commands = {k: v for a in self._actions if isinstance(a.choices, dict) for k, v in a.choices.items()}
+        return next((commands[word] for word in self.given if word in commands), self)
+
     def options(self) -> set[str]:
-        """Every option of this parser and of its subcommands."""
-        found = {option for action in self._actions for option in action.option_strings}
-        commands = (p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())
-        return found.union(*(p.options() for p in commands if isinstance(p, Parser)))
+        """The names of its options."""
+        return {option for action in self._actions for option in action.option_strings}
 
 
 def fail(error: Exception) -> int:

@@ -11,13 +11,16 @@ from .onnx_file import export_onnx
 from .programs import export_aoti, export_pt2, export_torchscript
 
 SUFFIXES = {'onnx': '.onnx', 'torchscript': '.pt', 'pt2': '.pt2', 'aoti': '.pt2'}
-_BY_SUFFIX = {'.pt': 'torchscript', '.pt2': 'pt2'}
+_BY_SUFFIX = {'.onnx': 'onnx', '.pt': 'torchscript', '.pt2': 'pt2'}
 _OWNERS = {'dtype': 'onnx', 'calibration': 'onnx', 'trace': 'torchscript'}  # options that one format has
 
 
-def format_of(path: str | Path | None) -> str:
-    """The format that the suffix of a file stands for: .pt torchscript, .pt2 pt2, any other onnx."""
-    return _BY_SUFFIX.get(Path(path).suffix, 'onnx') if path else 'onnx'
+def format_of(path: str | Path) -> str:
+    """The format that the suffix of a file stands for. Raises `UserError` for a suffix that stands for none."""
+    suffix = Path(path).suffix
+    if suffix not in _BY_SUFFIX:
+        raise UserError(f"'{suffix}' of '{path}' stands for no format; use {', '.join(_BY_SUFFIX)}, or give the format")
+    return _BY_SUFFIX[suffix]
 
 
 def export(model: nn.Module, path: Path, format: str, **options: Any) -> ExportReport:

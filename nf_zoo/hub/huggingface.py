@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import CheckFailed, UserError
@@ -167,11 +168,10 @@ def timms_download(name: str, pretrained: bool = True) -> Iterator[None]:
     Raises:
         Unreachable: the weights are not in the cache, and the Hub can't be reached.
     """
-    from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repo = timms_repository(name) if pretrained else ''
-    if repo and not constants.HF_HUB_OFFLINE:
+    if repo:
         _ask_once(repo)
     try:
         yield
@@ -191,14 +191,17 @@ def timms_repository(name: str) -> str:
 
 
 def _ask_once(repo: str) -> None:
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub.file_download import repo_folder_name
 
-    files = (constants.SAFETENSORS_SINGLE_FILE, constants.PYTORCH_WEIGHTS_NAME, constants.CONFIG_NAME)
+    if (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type='model') / 'snapshots').exists():
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise _not_here(repo, OfflineModeIsEnabled())
     try:
-        if any(isinstance(try_to_load_from_cache(repo, file), str) for file in files):
-            return
-        get_hf_file_metadata(hf_hub_url(repo, files[0]), timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        file = hf_hub_url(repo, constants.SAFETENSORS_SINGLE_FILE)
+        get_hf_file_metadata(file, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except HfHubHTTPError:  # it answers: timm says what is wrong
         pass
     except HTTPError as error:

@@ -1,5 +1,6 @@
 """From a recipe to its parts: device, data, model, optimizer, loss."""
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -143,7 +144,10 @@ def try_sizes(recipe: Recipe, model: nn.Module, config: dict[str, Any], device: 
             continue
         try:
             with torch.inference_mode():
-                model.eval()(torch.zeros(1, config['input_size'][0], *size, device=device))
+                image = torch.zeros(1, config['input_size'][0], *size, device=device)
+                model.eval()(image)
+                if recipe.batch_size == 1:  # batch normalization trains on no single value
+                    copy.deepcopy(model).train()(image)
         except Exception as error:  # a model raises what it likes
             text = f'{size[0]} x {size[1]}'
             raise UserError(f'{recipe.model} cannot take images of {text} pixels: {one_line(error)}') from None

@@ -148,6 +148,8 @@ export eunnet20_cifar --random -o {new} --images {text}
 export eunnet20_cifar --random -o {new} --images {bad_images}
 export eunnet20_cifar --random -o {new} --format nosuch
 export nosuch* --all --check
+export eunnet20_cifar --random -o model.foo
+export eunnet20_cifar --random -o model
 signal
 signal eunet50
 signal {missing}
@@ -172,6 +174,7 @@ convert bn_resnet20_cifar.cifar10 -o {new} --to eunnet
 convert bn_resnet20_cifar.cifar10 -o {new} --to eunnet --images {missing}
 convert bn_resnet20_cifar.cifar10 -o {new} --to eunnet --images {folder}
 convert bn_resnet20_cifar.cifar10 -o {new} --steps 2
+convert bn_resnet20_cifar.cifar10 -o {new} --images {folder}
 convert bn_resnet20_cifar.cifar10 -o {text}
 convert bn_resnet20_cifar -o {new} --weights {missing}
 convert bn_resnet20_cifar -o {new} --weights {text}
@@ -193,8 +196,8 @@ exprt
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What a user may give in a file's place. 'new' is a path at which nothing may appear."""
     folder = tmp_path_factory.mktemp('paths')
-    names = ('missing', 'empty', 'text', 'folder', 'pipe', 'yaml', 'image', 'cut', 'bad_images', 'new')
-    found = {name: folder / name for name in names}
+    names = ('missing', 'empty', 'text', 'folder', 'pipe', 'yaml', 'image', 'cut', 'bad_images')
+    found = {name: folder / name for name in names} | {'new': folder / 'new.onnx'}
     found['empty'].write_bytes(b'')
     found['text'].write_text('{[hello\nworld')
     found['yaml'].write_text('model: eunnet20_cifar\nepochs: [\n')
@@ -231,6 +234,24 @@ def test_bad_input_is_one_line(
     assert err[:-1].isprintable() and len(err) < 1600
     assert not caplog.records  # outside of pytest they are lines on standard error too
     assert not paths['new'].exists() and not list(tmp_path.iterdir())
+
+
+def test_an_unknown_option_gets_the_nearest_one_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, hint in {
+        'publish a --to b --trace': "; did you mean '--replace'?",  # export has --trace
+        'export a --img-size 32': "; did you mean '--input-size'?",
+        'list --pretraned': "; did you mean '--pretrained'?",
+    }.items():
+        assert cli.main(line.split()) == 2
+        said = capsys.readouterr().err
+        assert said.endswith(f'{hint} (`nf-zoo {line.split()[0]} --help` shows the usage)\n'), said
+
+
+@pytest.mark.parametrize('bench', ['memory', 'training'])
+def test_a_size_that_a_network_cannot_take_is_one_line(bench: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(['bench', bench, 'eunnet20_cifar', *'--img-size 1 --batch-size 1 --rounds 1'.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith('nf-zoo: error: eunnet20_cifar cannot be measured') and said.count('\n') == 1, said
 
 
 @pytest.mark.parametrize(

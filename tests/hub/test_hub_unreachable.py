@@ -54,3 +54,13 @@ def test_offline_the_variable_is_named(pauses: list[float], monkeypatch: pytest.
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     with pytest.raises(Unreachable, match='HF_HUB_OFFLINE is set'):
         timm.create_model('wn_resnet18', pretrained=True)
+
+
+def test_offline_training_from_timms_weights_says_so_too(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    run = ['--dataset', 'digits', '--output', str(tmp_path / 'run')]
+    assert main(['train', '--model', 'resnet18', '--pretrained', *run]) == 2
+    said = capsys.readouterr().err
+    assert 'HF_HUB_OFFLINE is set' in said and 'hf://timm/resnet18' in said and said.count('\n') == 1

@@ -79,6 +79,7 @@ def test_without_a_folder_a_known_set_has_its_size_and_another_one_is_unknown() 
         {'aa': 'nonsense'},
         {'aa': 'rand-m9-x3'},
         {'img_size': 16, 'model': 'vit_tiny_patch16_224', 'model_kwargs': {'depth': 1}},
+        {'img_size': 1, 'batch_size': 1, 'model': 'bn_resnet20_cifar'},
         {'train_sizes': {0: 65}},
         {'dataset': 'cifar10', 'data_dir': 'nowhere'},
         {'dataset': 'folder', 'data_dir': 'nowhere'},
