@@ -79,9 +79,13 @@ def signal_propagation(
         A row for the stem and one for each block, in the order of the forward pass.
 
     Raises:
-        UserError: no residual block was found, ``blocks`` names a module that isn't there, or the network can't take
-            these images.
+        UserError: ``x`` is empty or not finite, no residual block was found, ``blocks`` names a module that isn't
+            there, or the network can't take these images.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f'{type(model).__name__} is no network; give one as timm.create_model returns it')
+    if x is not None and not (x.numel() and x.isfinite().all()):
+        raise UserError('the images are none, or hold NaN or infinity')
     check_blocks(model, blocks)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if like.is_meta:

@@ -64,7 +64,7 @@ def convert(
 
     Raises:
         UserError: the model has no batch normalization, can't be converted, or doesn't run on the example; images are
-            missing, or given for 'weight_norm'.
+            missing or not finite, or given for 'weight_norm'.
         CheckFailed: the float64 outputs differ by more than 1e-9 of the largest.
     """
     if to not in FORMS:
@@ -77,8 +77,10 @@ def convert(
 
 
 def _to_eunnet(model: nn.Module, images: Tensor | None) -> nn.Module:
-    if images is None or images.dim() != 4 or len(images) < 2:
+    if not isinstance(images, Tensor) or images.dim() != 4 or len(images) < 2:
         raise UserError("to='eunnet' is fitted on images: give some hundred as one tensor (N, C, H, W), images=")
+    if not images.isfinite().all():
+        raise UserError('the images hold NaN or infinity; give images prepared as for the model')
     plain = fold(model if isinstance(model, ResNet) else _to_weight_norm(model, images[:1]))
     run(plain, images[:1], type(model).__name__)
     return to_eunnet(model, plain, images)

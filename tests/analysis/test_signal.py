@@ -140,6 +140,17 @@ def test_a_network_without_residual_blocks_is_refused_in_one_line(model):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize('images', [torch.empty(0, 3, 8, 8), torch.full((1, 3, 8, 8), torch.inf)], ids=['none', 'inf'])
+def test_images_without_a_signal_are_refused(images):
+    with pytest.raises(UserError, match='are none, or hold NaN'):
+        signal_propagation(timm.create_model('skipinit_resnet20_cifar', depths=(1, 1, 1)), images)
+
+
+def test_what_is_no_network_is_refused():
+    with pytest.raises(UserError, match='str is no network'):
+        signal_propagation('resnet18')
+
+
 def test_a_model_without_values_is_refused_in_one_line():
     with pytest.raises(UserError, match='meta device'):
         signal_propagation(timm.create_model('resnet18', device='meta'))

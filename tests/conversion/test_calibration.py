@@ -53,9 +53,11 @@ def test_a_resnet_of_the_imagenet_layout_keeps_its_structure() -> None:
 
 def test_images_are_asked_for() -> None:
     model = timm.create_model('bn_resnet20_cifar', depths=(1, 1, 1))
-    for images in (None, torch.randn(3, 32, 32), torch.randn(1, 3, 32, 32)):
+    for images in (None, torch.randn(3, 32, 32), torch.randn(1, 3, 32, 32), [torch.randn(3, 32, 32)] * 2):
         with pytest.raises(UserError, match='images='):
             convert(model, to='eunnet', images=images)
+    with pytest.raises(UserError, match='NaN or infinity'):  # not: a network of NaN
+        convert(model, to='eunnet', images=torch.full((4, 3, 32, 32), float('nan')))
     with pytest.raises(UserError, match='does not run on the example'):
         convert(model, to='eunnet', images=torch.randn(4, 2, 32, 32))
     with pytest.raises(UserError, match="images are for to='eunnet'"):
