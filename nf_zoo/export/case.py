@@ -200,7 +200,8 @@ def _facts(model: nn.Module, input_size: Sequence[int] | None) -> dict[str, Any]
             f'{type(model).__name__} has no pretrained_cfg that says the size of its images; give input_size'
         )
     data = data_config(model)
-    size = tuple(data['input_size'] if input_size is None else input_size)
+    given = data['input_size'] if input_size is None else input_size
+    size = tuple(given) if isinstance(given, Sequence) else (given,)
     channels = getattr(model, 'in_chans', None)
     if len(size) != 3 or any(not isinstance(n, int) or n < 1 for n in size):
         raise UserError(f'input_size={size}: give channels, height and width in pixels')

@@ -1,5 +1,6 @@
 """Scoring a model on a whole validation set."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import UserError
+from ..errors import CheckFailed, UserError
 from .build import open_device
 from .data.config import data_config
 from .data.folder import KNOWN_FOLDERS, FolderData, known_folder, open_folders
@@ -84,11 +85,14 @@ def evaluate(
     """Score ``model`` on the validation split of a data set, as its cfg says.
 
     Returns what `accuracies` returns. The model stays where it is unless ``device`` is given. Raises `UserError` as
-    `validation` does.
+    `validation` does, and `CheckFailed` for outputs that are no numbers.
     """
     options: dict[str, Any] = dict(batch_size=batch_size, device=device, download=download, recipe=recipe)
     batches, _ = validation(model, dataset, data_dir, **options)
-    return accuracies(*totals(model, batches))
+    found = accuracies(*totals(model, batches))
+    if not math.isfinite(found['loss']):
+        raise CheckFailed(f'{type(model).__name__} gives NaN or infinity on {dataset}')
+    return found
 
 
 def validation(

@@ -168,6 +168,7 @@ def on_meta() -> nn.Module:
     [
         (partial(build, 'eunnet20_cifar'), dict(input_size=(1, 8, 8)), r'takes 3 channels, so give \(3, 8, 8\)'),
         (partial(build, 'eunnet20_cifar'), dict(input_size=(3, 8)), 'give channels, height and width'),
+        (partial(build, 'eunnet20_cifar'), dict(input_size=8), 'give channels, height and width'),
         (partial(build, 'eunnet20_cifar'), dict(input_size=(3, 0, 8)), 'give channels, height and width'),
         (partial(build, 'eunnet20_cifar'), dict(path='.'), 'is a folder'),
         (partial(build, 'eunnet20_cifar'), dict(path='file/model'), 'file is not a folder'),

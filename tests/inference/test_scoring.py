@@ -125,6 +125,10 @@ def test_nan_is_no_accuracy(run: Path) -> None:
     torch.nn.init.constant_(model.get_classifier().bias, float('nan'))
     with pytest.raises(CheckFailed, match='gives NaN or infinity'):
         score(model, [(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))], ['a', 'b', 'c'], {})
+    digits = timm.create_model('eunnet20_cifar', depths=(1, 1, 1))
+    torch.nn.init.constant_(digits.head.fc.bias, float('nan'))
+    with pytest.raises(CheckFailed, match='gives NaN or infinity on digits'):
+        evaluate(digits, 'digits')
     with pytest.raises(UserError, match='no images'):
         score(model, [], ['a', 'b', 'c'], {})
 
