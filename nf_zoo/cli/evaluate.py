@@ -3,7 +3,7 @@
 import argparse
 
 from ..text import say
-from .parser import JSON, NAME, Add, Command, count, fail, output_file, print_json
+from .parser import JSON, NAME, Add, Command, count, fail, png_file, print_json
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -61,7 +61,7 @@ def _evaluate_options(add: Add) -> None:
     add('--folded', action='store_true', help='score the folded network too, and check that it agrees')
     add('--onnx', metavar='FILE', help='score an ONNX file of the network too, and check that it agrees')
     add('--per-class', action='store_true', help='print a row for each class')
-    add('--confusion', type=output_file, metavar='FILE.png', help='write the confusion matrix as a picture')
+    add('--confusion', type=png_file, metavar='FILE.png', help='write the confusion matrix as a picture')
     add('--json', **JSON)
 
 
@@ -75,7 +75,7 @@ def _predict_options(add: Add) -> None:
 
 def _compare_options(add: Add) -> None:
     add('runs', nargs='+', metavar='RUN', help='folders of training runs, finished or not')
-    add('-o', '--output', type=output_file, metavar='FILE.png', help='write a picture of all their curves')
+    add('-o', '--output', type=png_file, metavar='FILE.png', help='write a picture of all their curves')
     add('--json', **JSON)
 
 

@@ -92,6 +92,14 @@ def output_file(text: str) -> Path:
     return Path(text)
 
 
+def png_file(text: str) -> Path:
+    """The type of an option that names a picture to write."""
+    path = output_file(text)
+    if path.suffix.lower() != '.png':
+        raise argparse.ArgumentTypeError(f"'{text}' has to end with .png")
+    return path
+
+
 def limit(text: str) -> float:
     """The type of an option that takes a finite number, 0 or above."""
     try:

@@ -69,8 +69,10 @@ evaluate TAGGED --onnx {text}
 evaluate TAGGED --onnx {folder}
 evaluate TAGGED --onnx {pipe}
 evaluate TAGGED --confusion -
+evaluate TAGGED --confusion matrix.jpg
 compare
 compare {missing}
+compare {folder} -o curves.svg
 compare {folder}
 compare {text}
 compare {pipe}
