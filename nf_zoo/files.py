@@ -41,6 +41,13 @@ def refuse_special(path: Path) -> None:
         raise UserError(f'{path} is {kind}, not a file')
 
 
+def below(folder: Path, name: str) -> Path:
+    """The path of ``name`` in a folder. Raises `UserError` for a name from outside that leads out of the folder."""
+    if Path(name).is_absolute() or '..' in Path(name).parts:
+        raise UserError(f"'{name}' leads out of {folder}; give the name of a folder below it")
+    return folder / name
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` is, at any moment, the old file or the new one.
 

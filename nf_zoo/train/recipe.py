@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ..errors import UserError, nearest
+from ..files import below
 from . import strict_yaml
 from .ranges import ANY, BELOW_1, COUNT, COUNT_0, POSITIVE, SHARE, SIDE, Range, is_finite
 from .recipes import locate
@@ -194,8 +195,8 @@ class Recipe:
 
     @property
     def run_dir(self) -> Path:
-        """The folder of the run: ``output``, and ``experiment`` below it."""
-        return Path(self.output) / self.experiment
+        """The folder of the run: ``output``, and ``experiment`` below it. Raises `UserError` if it is elsewhere."""
+        return below(Path(self.output), self.experiment)
 
     def with_options(self, options: dict[Any, Any], source: str = 'options') -> 'Recipe':
         """A copy with ``options`` changed.

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 
 from ...errors import UserError, one_line
+from ...files import below
 from ..recipe import Recipe
 from .memory import Batch, MemorySet, fold_seed, seed_everything
 from .pictures import UNREADABLE, is_picture, look_through, read_picture
@@ -35,11 +36,12 @@ def known_folder(dataset: str, data_dir: str | Path | None) -> tuple[str | Path 
 def open_folders(data_dir: str | None, *splits: str, mode: str = 'RGB') -> tuple[ImageFolder, ...]:
     """One ImageFolder for each split, whose pictures have Pillow's ``mode``, 'RGB' or 'L'.
 
-    Raises `UserError` for what is missing, for a link to a folder above it, and when the splits' classes differ.
+    Raises `UserError` for what is missing, for a split that is not in ``data_dir``, for a link to a folder above it,
+    and when the splits' classes differ.
     """
     if data_dir is None:
         raise UserError('folder data needs --data-dir DIR, with train/ and validation/, one folder a class')
-    found = tuple(_open(Path(data_dir) / split, mode) for split in splits)
+    found = tuple(_open(below(Path(data_dir), split), mode) for split in splits)
     classes = [set(images.classes) for images in found]
     odd = sorted(set.union(*classes) - set.intersection(*classes))
     if odd:
