@@ -40,7 +40,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for tag in ('hostile', 'damaged'):
         shutil.copytree(root / f'{NAME}.a', root / f'{NAME}.{tag}')
     hostile = json.loads((root / f'{NAME}.hostile' / 'manifest.json').read_text())
-    changed = {'tag': 'hostile', 'dataset': HOSTILE, 'published': HOSTILE[:20]}
+    changed = {'tag': 'hostile', 'dataset': HOSTILE}
     (root / f'{NAME}.hostile' / 'manifest.json').write_text(json.dumps(hostile | changed))
     (root / f'{NAME}.damaged' / 'manifest.json').write_text('{')
     return root
