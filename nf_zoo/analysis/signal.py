@@ -85,7 +85,7 @@ def signal_propagation(
     if not isinstance(model, nn.Module):
         raise UserError(f'{type(model).__name__} is no network; give one as timm.create_model returns it')
     if x is not None and not (x.numel() and x.isfinite().all()):
-        raise UserError('the images are none, or hold NaN or infinity')
+        raise UserError('there are no images, or they hold NaN or infinity')
     check_blocks(model, blocks)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if like.is_meta:

@@ -23,8 +23,8 @@ def _export(args: argparse.Namespace) -> None:
     from ..export.formats import SUFFIXES, export, format_of
     from ..inference.loading import resolve
 
-    of_one = args.output and not args.all  # of all, it is a table that is written
-    format = args.format or (format_of(args.output) if of_one else 'onnx')
+    file = None if args.all else args.output  # with --all it is a folder
+    format = args.format or (format_of(file) if file else 'onnx')
     if args.random and args.pretrained:
         raise UserError('--random and --pretrained exclude one another')
     if args.all:

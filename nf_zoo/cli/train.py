@@ -39,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if dry_run:
         from ..train.plan import describe
 
-        for line in describe(recipe, change=change):
-            say(line)
+        with others_download(recipe.model, recipe.pretrained):
+            for line in describe(recipe, change=change):
+                say(line)
         return 0
     try:
         with others_download(recipe.model, recipe.pretrained):

@@ -19,7 +19,7 @@ def format_of(path: str | Path) -> str:
     """The format that the suffix of a file stands for. Raises `UserError` for a suffix that stands for none."""
     suffix = Path(path).suffix
     if suffix not in _BY_SUFFIX:
-        raise UserError(f"'{suffix}' of '{path}' stands for no format; use {', '.join(_BY_SUFFIX)}, or give the format")
+        raise UserError(f"'{path}' says no format: end it with {', '.join(_BY_SUFFIX)}, or give --format")
     return _BY_SUFFIX[suffix]
 
 

@@ -142,7 +142,7 @@ def test_a_network_without_residual_blocks_is_refused_in_one_line(model):
 
 @pytest.mark.parametrize('images', [torch.empty(0, 3, 8, 8), torch.full((1, 3, 8, 8), torch.inf)], ids=['none', 'inf'])
 def test_images_without_a_signal_are_refused(images):
-    with pytest.raises(UserError, match='are none, or hold NaN'):
+    with pytest.raises(UserError, match='no images, or they hold NaN'):
         signal_propagation(timm.create_model('skipinit_resnet20_cifar', depths=(1, 1, 1)), images)
 
 

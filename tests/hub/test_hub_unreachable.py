@@ -61,6 +61,7 @@ def test_offline_training_from_timms_weights_says_so_too(
 ) -> None:
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
     run = ['--dataset', 'digits', '--output', str(tmp_path / 'run')]
-    assert main(['train', '--model', 'resnet18', '--pretrained', *run]) == 2
-    said = capsys.readouterr().err
-    assert 'HF_HUB_OFFLINE is set' in said and 'hf://timm/resnet18' in said and said.count('\n') == 1
+    for plan in [], ['--dry-run']:
+        assert main(['train', '--model', 'resnet18', '--pretrained', *run, *plan]) == 2
+        said = capsys.readouterr().err
+        assert 'HF_HUB_OFFLINE is set' in said and 'hf://timm/resnet18' in said and said.count('\n') == 1
