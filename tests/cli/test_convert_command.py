@@ -81,9 +81,11 @@ def test_weights_of_a_file_and_an_eunnet_fitted_on_a_folder(tmp_path: Path, caps
     ('arguments', 'words'),
     [
         (['efficientnet_b0'], 'nf_zoo.convert(model) takes any network'),
+        (['eunnet20_cifar.cifar10'], 'eunnet20_cifar has no batch normalization to convert'),
         (['resnet18', '--to', 'eunnet', '--images', 'DIR'], "in the form 'eunnet'"),
         (['bn_resnet20_cifar.cifar10', '--to', 'eunnet'], '--images DIR'),
         (['bn_resnet20_cifar.cifar10', '--steps', '5'], '--to eunnet'),
+        (['bn_resnet20_cifar.cifar10', '--images', 'DIR'], '--to eunnet'),
         (['bn_resnet20_cifar', '--weights', 'missing.pth'], 'missing.pth'),
         (['bn_resnet20_cifar', '--weights', 'other.safetensors'], 'no classifier'),
         (['bn_resnet20_cifar', '--weights', 'nan.safetensors'], 'fc.weight holds NaN or infinity'),
