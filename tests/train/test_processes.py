@@ -10,6 +10,7 @@ import yaml
 from forked import HERE, ranks
 from hypothesis import given
 from hypothesis import strategies as st
+from picture_folders import images  # noqa: F401
 from safetensors.torch import load_file
 from torchrun import torchrun
 from train_toys import outcome, run_toy, toy_recipe, toys  # noqa: F401
@@ -84,28 +85,28 @@ def test_when_a_process_dies_every_other_says_so_and_the_run_can_continue(tmp_pa
     assert said[0] == 'continuing at epoch 2, update 0 of 3' and '1 instead of 3' in said[1]
 
 
-def test_torchrun_starts_the_command_itself(tmp_path: Path) -> None:
-    recipe = {'model': 'eunnet20_cifar', 'model_kwargs': {'depths': [1, 1, 1]}, 'dataset': 'digits', 'epochs': 1}
-    recipe |= {'batch_size': 128, 'img_size': 16, 'device': 'cpu', 'warmup_epochs': 0}
+def test_torchrun_starts_the_command_itself(tmp_path: Path, images: Path) -> None:  # noqa: F811
+    recipe = {'model': 'eunnet20_cifar', 'model_kwargs': {'depths': [1, 1, 1]}, 'data_dir': str(images), 'epochs': 1}
+    recipe |= {'dataset': 'folder', 'batch_size': 2, 'img_size': 16, 'workers': 0, 'device': 'cpu', 'warmup_epochs': 0}
     (tmp_path / 'recipe.yaml').write_text(yaml.safe_dump(recipe))
     run = ['-m', 'nf_zoo', 'train', str(tmp_path / 'recipe.yaml'), '--output', str(tmp_path / 'run')]
     said = torchrun(*run).stdout
     assert said.count('written to') == 1
     result = json.loads((tmp_path / 'run' / 'result.json').read_text())
-    assert (result['processes'], result['steps']) == (2, result['train_n'] // 256)
+    assert (result['processes'], result['steps']) == (2, result['train_n'] // 4)
 
 
 @given(batch=st.integers(1, 40), accumulate=st.integers(1, 4), before=st.integers(1, 6), after=st.integers(1, 6))
 def test_the_images_of_an_update_are_shared_out_whole_or_refused(
     batch: int, accumulate: int, before: int, after: int
 ) -> None:
-    images = batch * accumulate * before
-    if images % after:
-        with pytest.raises(UserError, match=f'takes {images} images, which {after} processes cannot share; use 1'):
-            share_out(images, batch, after, even=False)
+    whole = batch * accumulate * before
+    if whole % after:
+        with pytest.raises(UserError, match=f'takes {whole} images, which {after} processes cannot share; use 1'):
+            share_out(whole, batch, after, even=False)
         return
-    size, times = share_out(images, batch, after, even=False)
-    assert size * times * after == images and 1 <= size <= batch
+    size, times = share_out(whole, batch, after, even=False)
+    assert size * times * after == whole and 1 <= size <= batch
     assert (size, times) == (batch, accumulate) or before != after
 
 
