@@ -4,12 +4,7 @@ import { best, prepare, readFacts } from './model.js';
 env.wasm.numThreads = 1; // several threads need headers (COOP, COEP) that a plain file server doesn't send
 
 // For an early first prediction. With these and the early compilation below, that of eunnet50 takes 0.84 of the time.
-const OPTIONS = {
-  graphOptimizationLevel: 'disabled',
-  enableCpuMemArena: false,
-  enableMemPattern: false,
-  extra: { session: { disable_prepacking: '1' } },
-};
+const OPTIONS = { graphOptimizationLevel: 'basic', enableCpuMemArena: false, enableMemPattern: false };
 
 // The runtime has no call that loads it alone. An empty network is refused, but only once the runtime is compiled, and the
 // real network is fetched meanwhile.
