@@ -35,19 +35,13 @@ def test_same_keys_shapes_and_cfg(name):
 def test_same_logits_and_features(name):
     theirs, ours = randomized(name), timm.create_model(name, device='meta').eval()
     ours.load_state_dict(theirs.state_dict(), strict=True, assign=True)
-    images = torch.randn(2, 3, 40, 40)
-    with torch.no_grad():
-        for mine, yours in (
-            (ours(images), theirs(images)),
-            (ours.forward_features(images), theirs.forward_features(images)),
-        ):
-            assert (mine - yours).abs().max() <= 1e-5 * yours.abs().max()
-        (last, stages), (their_last, their_stages) = (
-            net.double().forward_intermediates(images.double()) for net in (ours, theirs)
-        )
-        pairs = [(ours.forward_head(last), theirs.forward_head(their_last)), (last, their_last)]
-        for mine, yours in [*pairs, *zip(stages, their_stages, strict=True)]:
-            assert (mine - yours).abs().max() <= 1e-10 * yours.abs().max()
+    for dtype, tolerance in (torch.float32, 1e-5), (torch.float64, 1e-10):
+        ours, theirs, x = ours.to(dtype), theirs.to(dtype), torch.randn(2, 3, 40, 40, dtype=dtype)
+        with torch.no_grad():
+            pairs = [(ours(x), theirs(x)), (ours.forward_features(x), theirs.forward_features(x))]
+            (last, stages), (their_last, their_stages) = (net.forward_intermediates(x) for net in (ours, theirs))
+        for mine, yours in [*pairs, (last, their_last), *zip(stages, their_stages, strict=True)]:
+            assert (mine - yours).abs().max() <= tolerance * yours.abs().max()
 
 
 @pytest.mark.parametrize('output_stride', [8, 16])
