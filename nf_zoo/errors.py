@@ -2,7 +2,8 @@
 
 import importlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -32,6 +33,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
+
+
+@contextmanager
+def refused(said: str) -> Iterator[None]:
+    """Raise what a network raises for input that it can't take as a `UserError` that begins with ``said``."""
+    try:
+        yield
+    except (UserError, CheckFailed):
+        raise
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f'{said}: {one_line(error)[:300]}') from None
 
 
 def extra(module: str, name: str) -> Any:

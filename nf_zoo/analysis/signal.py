@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..block_scalars import Branch, ResidualWatch, check_blocks, variance
-from ..errors import UserError, is_out_of_memory, one_line
+from ..errors import UserError, refused
 
 STEM = 'stem'
 
@@ -147,16 +147,8 @@ def _measure(
     features_alone = hasattr(net, 'forward_features') and loss is None
     with torch.set_grad_enabled(backward):
         with ResidualWatch(net, x, done, blocks):
-            try:
+            with refused(f'{type(net).__name__} cannot take images {tuple(x.shape)}'):
                 output = (net.forward_features if features_alone else net)(x)
-            except UserError:
-                raise
-            except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                if is_out_of_memory(error):
-                    raise
-                raise UserError(
-                    f'{type(net).__name__} cannot take images {tuple(x.shape)}: {one_line(error)[:300]}'
-                ) from None
         if not rows:
             hint = 'name its blocks' if blocks is None else 'name modules that are run'
             raise UserError(f'{type(net).__name__} has no residual block that can be found by its addition; {hint}')

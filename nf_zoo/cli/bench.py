@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import CheckFailed, UserError, is_out_of_memory, nearest, one_line
+from ..errors import UserError, nearest, refused
 from ..text import say
 from .parser import Add, Command, count, output_file
 
@@ -157,14 +157,8 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _measured(bench: Bench, name: str, settings: 'Settings') -> Rows:
-    try:
+    with refused(f'{name or "the bench"} cannot be measured with these settings'):
         yield from bench.run(name, settings)
-    except (UserError, CheckFailed):
-        raise
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise UserError(f'{name or "the bench"} cannot be measured with these settings: {one_line(error)}') from None
 
 
 def _settings(args: argparse.Namespace, advance: Callable[[], object]) -> 'Settings':

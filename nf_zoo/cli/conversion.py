@@ -90,15 +90,15 @@ def counterpart(architecture: str, to: str) -> str:
         UserError: there is none, or ``architecture`` has no batch normalization.
     """
     import timm
-    from torch.nn.modules.batchnorm import _BatchNorm
 
+    from ..conversion.changes import norms_of
     from ..errors import UserError
 
     for pattern, form, name in _COUNTERPARTS:
         match = re.fullmatch(pattern, architecture)
         if match and form == to:
             return match.expand(name)
-    if not any(isinstance(module, _BatchNorm) for module in timm.create_model(architecture, device='meta').modules()):
+    if not norms_of(timm.create_model(architecture, device='meta')):
         raise UserError(f'{architecture} has no batch normalization to convert')
     raise UserError(
         f"nf_zoo has no network for the weights of {architecture} in the form '{to}'; in Python, nf_zoo.convert(model) "

@@ -36,7 +36,7 @@ def test_weights_of_timm_fail_at_once(pauses: list[float], name: str) -> None:
         'info resnet18 --trained',
         'export resnet18.a1_in1k --check',
         'predict hf-hub:org/x IMAGE',
-        'train --model resnet18 --pretrained --dataset digits',
+        'train --model resnet18 --pretrained --dataset digits --output RUN',
     ],
 )
 def test_commands_say_it_in_one_line(
