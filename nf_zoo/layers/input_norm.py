@@ -3,8 +3,6 @@ r"""EUNConv, a convolution that normalises its input, in the memory of a plain c
 Nguyen et al. (2023), equation 8: :math:`y = W (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`.
 """
 
-import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +14,6 @@ from .affine_conv import FactorConv2d
 from .recomputed import Before, is_transformed, recomputed_conv
 
 NORMS = ('sample', 'tensor', 'l2')
-LARGE = 1 << 19  # numbers in a batch of features: more than the cache of a core holds
 
 
 def standardize_images(x: Tensor, eps: float) -> Tensor:
@@ -74,39 +71,6 @@ def _standardized(norm: str, eps: float) -> Before:
     return lambda x, _: standardize(x, norm, eps)
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, norm: str, eps: float, conv: tuple[Any, ...]) -> Tensor:
-    """conv2d(standardize(x)) without a graph."""
-    if norm == 'sample' and _commutes(x, weight, conv):
-        return _conv_then_norm(x, weight, bias, eps, conv)
-    return F.conv2d(standardize(x, norm, eps), weight, bias, *conv)
-
-
-def _commutes(x: Tensor, weight: Tensor, conv: tuple[Any, ...]) -> bool:
-    """Whether to normalise the convolution's output instead of its input: it has no padding, and its output is smaller.
-
-    In 16 bits the mean must be subtracted first, or its digits cancel those of the result.
-    """
-    if weight.shape[2:] != (1, 1) or tuple(conv[1]) != (0, 0) or conv[3] != 1 or len(weight) >= weight.shape[1]:
-        return False
-    if x.is_meta:  # it has no autocast, and nothing is computed
-        return False
-    exact = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(x.device.type)
-    return exact and x.numel() >= LARGE
-
-
-def _conv_then_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, conv: tuple[Any, ...]) -> Tensor:
-    """W (x - mu) / sigma + b as W x / sigma + (b - mu / sigma W 1)."""
-    mean = x.mean((1, 2, 3))
-    square = torch.linalg.vector_norm(x, dim=(1, 2, 3)).square() / math.prod(x.shape[1:])
-    # A blank image has variance 0; rounding can make the difference slightly negative.
-    rstd = (square - mean.square()).clamp(min=0).add(eps).rsqrt()
-    shift = torch.outer(-mean * rstd, weight.sum((1, 2, 3)))
-    if bias is not None:
-        shift = shift + bias
-    out = F.conv2d(x, weight, None, *conv)
-    return torch.addcmul(shift[:, :, None, None], out, rstd.view(-1, 1, 1, 1), out=out)
-
-
 def _refuse_single_images(x: Tensor, weight: Tensor) -> None:
     """Raises `UserError` under a vmap over images, such as gradients of each image. A vmap over weights is fine."""
     if torch.compiler.is_compiling() or not is_transformed():
@@ -144,8 +108,7 @@ def input_norm_conv(
         if norm == 'tensor':
             _refuse_single_images(x, weight)
         conv = (stride, padding, dilation, groups)
-        run = partial(_conv, x, weight, bias, norm, eps, conv)
-        return recomputed_conv(_standardized(norm, eps), x, None, weight, bias, conv, run)
+        return recomputed_conv(_standardized(norm, eps), x, None, weight, bias, conv)
     return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
 
 

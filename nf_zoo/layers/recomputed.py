@@ -26,11 +26,10 @@ class _Recomputed(torch.autograd.Function):
         parameter: Tensor | None,
         before: Before,
         conv: Conv,
-        run: Callable[[], Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x, weight, parameter)
         ctx.args = before, conv
-        return run()
+        return F.conv2d(before(x, parameter), weight, bias, *conv)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -54,7 +53,7 @@ class _Recomputed(torch.autograd.Function):
             found = list(torch.autograd.grad(y, wanted, grad_y.to(y.dtype), create_graph=again))
             grad_x = found.pop(0) if need_x else None
             grad_parameter = found.pop() if need_parameter else None
-        return grad_x, grad_weight, grad_bias, grad_parameter, None, None, None
+        return grad_x, grad_weight, grad_bias, grad_parameter, None, None
 
 
 def is_transformed() -> bool:
@@ -72,13 +71,7 @@ def is_watched(*tensors: Tensor | None) -> bool:
 
 
 def recomputed_conv(
-    before: Before,
-    x: Tensor,
-    parameter: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    conv: Conv,
-    run: Callable[[], Tensor] | None = None,
+    before: Before, x: Tensor, parameter: Tensor | None, weight: Tensor, bias: Tensor | None, conv: Conv
 ) -> Tensor:
     """conv2d(before(x, parameter), weight, bias, *conv), with the memory of the convolution alone.
 
@@ -87,13 +80,7 @@ def recomputed_conv(
         x: Features (N, C, H, W).
         parameter: The parameter, or None.
         weight, bias, conv: The convolution, and its stride, padding, dilation and groups.
-        run: Computes the same in another way, for the values alone; None for no other way.
     """
-
-    def plainly() -> Tensor:
-        return F.conv2d(before(x, parameter), weight, bias, *conv)
-
-    if is_watched(x, weight, bias, parameter):
-        return plainly()
-    run = run or plainly
-    return _Recomputed.apply(x, weight, bias, parameter, before, conv, run) if torch.is_grad_enabled() else run()
+    if torch.is_grad_enabled() and not is_watched(x, weight, bias, parameter):
+        return _Recomputed.apply(x, weight, bias, parameter, before, conv)
+    return F.conv2d(before(x, parameter), weight, bias, *conv)

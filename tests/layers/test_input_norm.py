@@ -80,8 +80,8 @@ def test_only_the_gradients_that_are_asked_for(norm: str, needed: tuple[bool, ..
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-# Stride, padding, groups and kernel, each with and without a bias; the last two have the shape that commutes. The first
-# is narrow, because all entries of its Jacobians are computed.
+# Stride, padding, groups and kernel, each with and without a bias. The first is
+# narrow, because all entries of its Jacobians are computed.
 GEOMETRIES = [
     dict(kernel_size=3, stride=1, padding=1, groups=1, in_channels=2, out_channels=3),
     dict(kernel_size=3, stride=2, padding=1, groups=2),
@@ -94,10 +94,7 @@ GEOMETRIES = [
 
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=lambda g: '-'.join(f'{k[0]}{v}' for k, v in g.items()))
 @pytest.mark.parametrize(('norm', 'bias'), list(itertools.product(NORMS, [True, False])))
-def test_first_and_second_derivatives(
-    norm: str, bias: bool, geometry: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(input_norm, 'LARGE', 1)
+def test_first_and_second_derivatives(norm: str, bias: bool, geometry: dict[str, int]) -> None:
     conv = eunconv(norm=norm, bias=bias, **geometry)
     x = torch.randn(2, conv.in_channels, 4, 3, dtype=torch.float64, requires_grad=True)
     factor = torch.tensor(-1.3, dtype=torch.float64, requires_grad=True)
@@ -114,11 +111,8 @@ def test_first_and_second_derivatives(
 
 @pytest.mark.parametrize('shape', [SHAPE, NARROW])
 @pytest.mark.parametrize('norm', NORMS)
-def test_every_way_to_differentiate_gives_the_same(
-    norm: str, shape: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_way_to_differentiate_gives_the_same(norm: str, shape: dict[str, int]) -> None:
     """Reverse and forward mode, one gradient or many at once, autograd and torch.func: those of the definition."""
-    monkeypatch.setattr(input_norm, 'LARGE', 1)
     conv = eunconv(norm=norm, **shape)
     x, v = torch.randn(2, 2, conv.in_channels, 3, 4, dtype=torch.float64)
     x.requires_grad_()
@@ -196,35 +190,6 @@ def test_statistics_over_the_batch_refuse_single_images() -> None:
     torch.testing.assert_close(deep[0], loss(parameters, loss(parameters, x) * x), **EXACT)
 
 
-@pytest.mark.parametrize(('stride', 'bias'), list(itertools.product([1, 2], [True, False])))
-def test_large_features_are_normalised_behind_a_narrowing_convolution(
-    stride: int, bias: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same values and gradients, whichever way round."""
-    conv = eunconv(**NARROW | dict(stride=stride, bias=bias))
-    x = 1 + 2 * torch.randn(3, 6, 5, 4, dtype=torch.float64).to(memory_format=torch.channels_last)
-    x[1] = 3.0  # a blank image
-    calls = []
-
-    def everything() -> list[Tensor]:
-        leaf, factor = x.clone().requires_grad_(), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-        inputs = [leaf, factor, *conv.parameters()]
-        y = conv(leaf, factor)
-        with torch.no_grad():
-            return [y, conv(x, factor), *torch.autograd.grad(y, inputs, torch.cos(y))]
-
-    expected = everything()
-    original = input_norm._conv_then_norm
-    monkeypatch.setattr(input_norm, 'LARGE', 1)
-    monkeypatch.setattr(input_norm, '_conv_then_norm', lambda *args: (calls.append(1), original(*args))[1])
-    for one, other in zip(everything(), expected, strict=True):
-        torch.testing.assert_close(one, other, **EXACT)
-    assert len(calls) == 2
-    with torch.autocast('cpu', torch.bfloat16):
-        conv.float()(x.float())
-    assert len(calls) == 2
-
-
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('shape', [{}, NARROW, NARROW | dict(bias=False)])
 def test_one_image_alone_is_that_image_in_a_batch(shape: dict[str, Any], layout: torch.memory_format) -> None:
@@ -243,9 +208,8 @@ def test_one_image_alone_is_that_image_in_a_batch(shape: dict[str, Any], layout:
 
 @pytest.mark.parametrize('shape', [{}, NARROW])
 @pytest.mark.parametrize('norm', NORMS)
-def test_eunconv_keeps_its_input_alone(norm: str, shape: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eunconv_keeps_its_input_alone(norm: str, shape: dict[str, int]) -> None:
     """Backward needs x and the weight; the normalised copy of x is not kept."""
-    monkeypatch.setattr(input_norm, 'LARGE', 1)
     conv = eunconv(norm=norm, **shape)
     x = torch.randn(8, conv.in_channels, 32, 32, dtype=torch.float64, requires_grad=True)
     kept: dict[int, int] = {}
