@@ -15,15 +15,14 @@ are rows of a CSV file; a run that stands there is not repeated, so the script c
 """
 
 import argparse
-import csv
-import statistics
-import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from batches import Row, draw_best, following, read, rows_of, run_all, table
+from common import top1
 from PIL import Image
 from torch import Tensor, nn
 
@@ -31,7 +30,6 @@ import nf_zoo
 from nf_zoo.analysis.plots import new_figure, save
 from nf_zoo.train.curves import COLOURS
 
-COLUMNS = ['batch', 'form', 'lr', 'seed', 'top1', 'n', 'seconds']
 RATES = {  # images a step -> learning rates
     1: (0.0001, 0.0003, 0.001),
     2: (0.0003, 0.001, 0.003, 0.01),
@@ -41,7 +39,7 @@ RATES = {  # images a step -> learning rates
 FORMS = ('converted', 'frozen', 'bn', 'folded')
 # Of the converted network at two images a step: with weight decay, with it but not of g and biases, and with AGC.
 VARIANTS = ('converted, decay', 'converted, decay of v', 'converted, AGC')
-TRAIN_IMAGES, EPOCHS, SEEDS = 2400, 2, (0, 1, 2)
+TRAIN_IMAGES, EPOCHS = 2400, 2
 
 
 def images_of(folder: Path, limit: int | None = None) -> tuple[Tensor, Tensor]:
@@ -85,17 +83,7 @@ def parameters_of(model: nn.Module, form: str) -> list[dict]:
     ]
 
 
-def top1(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Accuracy in percent, in eval mode."""
-    model.eval()
-    with torch.no_grad():
-        right = sum(
-            (model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(256), labels.split(256), strict=True)
-        )
-    return 100 * right / len(labels)
-
-
-def run(form: str, batch: int, lr: float, seed: int, data: tuple[Tensor, ...]) -> float:
+def run(data: tuple[Tensor, ...], form: str, batch: int, lr: float, seed: int) -> float:
     """Fine-tune for some epochs with SGD, the rate falling to 0; accuracy on the validation images."""
     images, labels, val_images, val_labels = data
     model = network(form, seed)
@@ -118,80 +106,19 @@ def run(form: str, batch: int, lr: float, seed: int, data: tuple[Tensor, ...]) -
     return top1(model, val_images, val_labels)
 
 
-def plan(rows: list[dict[str, str]]) -> Iterator[tuple[int, str, float, int]]:
-    """The next run of each form and batch size: every rate with seed 0, then the best rate with the other seeds."""
-    forms = [(2, FORMS), (8, FORMS), (32, FORMS), (1, FORMS), (2, VARIANTS)]
-    for batch, names in forms:
-        for form in names:
-            done = {(float(r['lr']), int(r['seed'])) for r in rows if (r['batch'], r['form']) == (str(batch), form)}
-            todo = [(lr, 0) for lr in RATES[batch] if (lr, 0) not in done]
-            if not todo:
-                lr = best_rate(rows, batch, form)
-                todo = [(lr, seed) for seed in SEEDS if (lr, seed) not in done]
-            if todo:
-                yield batch, form, *todo[0]
-
-
-def best_rate(rows: list[dict[str, str]], batch: int, form: str) -> float:
-    """The rate with the best accuracy of seed 0."""
-    own = [r for r in rows if (r['batch'], r['form'], r['seed']) == (str(batch), form, '0')]
-    return float(max(own, key=lambda r: float(r['top1']))['lr'])
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with open(path, newline='') as file:
-        return list(csv.DictReader(file))
-
-
-def table(rows: list[dict[str, str]]) -> str:
-    """Mean of the best rate's seeds with its lowest and highest, and the worst rate's accuracy with seed 0."""
-    lines = [
-        '| images a step | form | rate | seeds | top-1, mean | lowest to highest | worst rate |',
-        '|---|---|---|---|---|---|---|',
-    ]
-    for batch in RATES:
-        for form in (*FORMS, *VARIANTS):
-            own = [r for r in rows if (r['batch'], r['form']) == (str(batch), form)]
-            if own:
-                lr = best_rate(rows, batch, form)
-                best = [float(r['top1']) for r in own if float(r['lr']) == lr]
-                worst = min((float(r['top1']), float(r['lr'])) for r in own if r['seed'] == '0')
-                lines.append(
-                    f'| {batch} | {form} | {lr:g} | {len(best)} | {statistics.mean(best):.1f} % '
-                    f'| {min(best):.1f} to {max(best):.1f} % | {worst[0]:.1f} % ({worst[1]:g}) |'
-                )
-    return '\n'.join(lines)
-
-
 NAMES = {'converted': 'converted (weight normalization)', 'frozen': 'BN, frozen', 'bn': 'BN', 'folded': 'folded'}
 
 
-def draw(rows: list[dict[str, str]], path: Path) -> None:
+def draw(rows: list[Row], path: Path) -> None:
     """Left: accuracy of the best rate over the images a step. Right: accuracy over the rate, at two images a step."""
     figure = new_figure(9.2, 3.8)
     left, right = figure.subplots(1, 2)
-    batches = [batch for batch in RATES if any(r['batch'] == str(batch) for r in rows)]
-    for form, colour in zip(FORMS, COLOURS, strict=False):
-        found = []
-        for batch in batches:
-            own = [r for r in rows if (r['batch'], r['form']) == (str(batch), form)]
-            if own:
-                best = [float(r['top1']) for r in own if float(r['lr']) == best_rate(rows, batch, form)]
-                found.append((batch, statistics.mean(best), min(best), max(best)))
-        x, mean, low, high = zip(*found, strict=True)
-        left.plot(x, mean, marker='o', color=colour, label=NAMES[form])
-        left.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        points = sorted(
-            (float(r['lr']), float(r['top1'])) for r in rows if (r['batch'], r['form'], r['seed']) == ('2', form, '0')
-        )
+    batches = [batch for batch in RATES if any(row['batch'] == str(batch) for row in rows)]
+    draw_best(left, rows, batches, NAMES)
+    for form, colour in zip(NAMES, COLOURS, strict=False):
+        points = sorted((float(row['lr']), float(row['top1'])) for row in rows_of(rows, 2, form) if row['seed'] == '0')
         right.plot(*zip(*points, strict=True), marker='o', color=colour)
-    left.set_xscale('log', base=2)
-    left.set_xticks(batches, [str(batch) for batch in batches])
-    left.set(
-        xlabel='images a step', ylabel='top-1 on 3,925 photographs, %', title='the best rate: mean and range of 3 seeds'
-    )
+    left.set(ylabel='top-1 on 3,925 photographs, %', title='the best rate: mean and range of 3 seeds')
     right.set(xscale='log', xlabel='learning rate', title='two images a step, one seed')
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -213,26 +140,13 @@ def main() -> None:
     if args.picture:
         draw(read(args.output), args.picture)
     if args.table:
-        print(table(read(args.output)))
+        print(table(read(args.output), list(RATES), (*FORMS, *VARIANTS)))
     if args.picture or args.table:
         return
     data = (*images_of(args.data / 'train', TRAIN_IMAGES), *images_of(args.data / 'val'))
-    start = time.monotonic()
-    while time.monotonic() - start < 60 * args.minutes:
-        rows = read(args.output)
-        following = next(plan(rows), None)
-        if following is None:
-            break
-        batch, form, lr, seed = following
-        begin = time.monotonic()
-        accuracy = run(form, batch, lr, seed, data)
-        values = [batch, form, lr, seed, f'{accuracy:.2f}', len(data[3]), f'{time.monotonic() - begin:.0f}']
-        with open(args.output, 'a', newline='') as file:
-            writer = csv.writer(file)
-            if not rows:
-                writer.writerow(COLUMNS)
-            writer.writerow(values)
-        print(*values, flush=True)
+    parts = [(2, FORMS), (8, FORMS), (32, FORMS), (1, FORMS), (2, VARIANTS)]
+    runs = following(args.output, parts, lambda batch, _: RATES[batch])
+    run_all(args.output, runs, partial(run, data), len(data[3]), args.minutes)
 
 
 if __name__ == '__main__':

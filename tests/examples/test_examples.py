@@ -52,10 +52,11 @@ def test_it_prints_its_table(name: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_every_example_is_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob('*.py')} == {*NAMES, 'common', 'private', 'small_batches'}
+    shared = {'common', 'batches'}
+    assert {path.stem for path in EXAMPLES.glob('*.py')} == {*NAMES, *shared, 'private', 'small_batches', 'batch_size'}
 
 
-@pytest.mark.parametrize('name', [*NAMES, 'private', 'small_batches'])
+@pytest.mark.parametrize('name', [*NAMES, 'private', 'small_batches', 'batch_size'])
 def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     module = example(name)
     monkeypatch.setattr(sys, 'argv', [f'{name}.py', '--help'])
@@ -73,6 +74,8 @@ def test_help(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ('private', ['--epsilon', '0'], 'above 0'),
         ('online', ['--output', 'table.txt'], "doesn't end with .csv or .md"),
         ('online', ['--quik'], "did you mean '--quick'"),
+        ('batch_size', ['--output', 'runs.csv'], '--data-dir DIR'),
+        ('batch_size', ['--output', 'runs.csv', '--table'], 'runs.csv has no results yet'),
     ],
 )
 def test_bad_input(
@@ -85,6 +88,67 @@ def test_bad_input(
     found = capsys.readouterr()
     assert stopped.value.code == 2 and found.out == ''
     assert said in found.err and found.err.count('\n') == 1
+
+
+def test_batch_sizes_from_scratch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every network takes every rate with one seed and the best one with three; a run that is there isn't repeated."""
+    batch_size = example('batch_size')
+    names = {'nf_resnet20_cifar': 'NF-ResNet', 'bn_resnet20_cifar': 'BN'}
+    draw = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(20, 3, 32, 32, generator=draw), torch.arange(20) % 10
+    for name, value in dict(NAMES=names, EPOCHS=1, LADDER=(0.003, 0.01, 0.03), RATES={8: (0.003, 0.01, 0.03)}).items():
+        monkeypatch.setattr(batch_size, name, value)
+    monkeypatch.setattr(batch_size, 'images_of', lambda *args: (images, labels))
+    path, picture = tmp_path / 'runs.csv', tmp_path / 'runs.svg'
+    options = ['--data-dir', str(tmp_path), '--output', str(path), '--batch-sizes', '8']
+    batch_size.main(options)
+    first = path.read_text()
+    rows = list(csv.DictReader(first.splitlines()))
+    for name in names:
+        own = [row for row in rows if row['form'] == name]
+        assert [(row['lr'], row['seed']) for row in own[:3]] == [('0.003', '0'), ('0.01', '0'), ('0.03', '0')]
+        best = max(own[:3], key=lambda row: float(row['top1']))['lr']
+        assert [(row['lr'], row['seed']) for row in own[3:]] == [(best, '1'), (best, '2')]
+    repeated = batch_size.run((images, labels, images, labels), False, 'bn_resnet20_cifar', 8, 0.003, 0)
+    assert f'{repeated:.2f}' == next(row for row in rows if row['form'] == 'bn_resnet20_cifar')['top1']
+    capsys.readouterr()
+    batch_size.main(options)
+    assert path.read_text() == first
+    batch_size.main(['--output', str(path), '--table', '--picture', str(picture)])
+    assert capsys.readouterr().out.count('| 8 |') == len(names)
+    assert 'images a step' in picture.read_text()
+
+
+def test_the_next_rate_is_tried_while_the_last_one_is_the_best() -> None:
+    batch_size = example('batch_size')
+
+    def rows(**top1: float) -> list[dict[str, str]]:
+        return [{'lr': lr.replace('_', '.'), 'seed': '0', 'top1': str(value)} for lr, value in top1.items()]
+
+    start = list(batch_size.RATES[32])
+    assert start == [0.01, 0.03, 0.1]
+    assert batch_size.rates(32, rows(**{'0_01': 9})) == start
+    assert batch_size.rates(32, rows(**{'0_01': 1, '0_03': 3, '0_1': 2})) == start
+    assert batch_size.rates(32, rows(**{'0_01': 1, '0_03': 2, '0_1': 3})) == [*start, 0.3]
+    assert sorted(batch_size.rates(32, rows(**{'0_01': 3, '0_03': 2, '0_1': 1}))) == [0.003, *start]
+    assert batch_size.rates(32, rows(**{'0_01': 1, '0_03': 2, '0_1': 3, '0_3': 1})) == [*start, 0.3]
+    assert batch_size.rates(32, rows(**{'0_01': 1, '0_03': 2, '0_1': 3, '0_3': 4, '1_0': 5})) == [*start, 0.3, 1.0]
+
+
+def test_a_shifted_image_is_a_part_of_its_padded_form() -> None:
+    batch_size = example('batch_size')
+    image = torch.arange(1.0, 49).view(1, 3, 4, 4)
+    padded = nn.functional.pad(image, [batch_size.SHIFT] * 4)
+    cut = batch_size.flipped_and_shifted(padded, torch.zeros(300, dtype=torch.long))
+    assert cut.shape == (300, 3, 4, 4)
+    places = range(2 * batch_size.SHIFT + 1)
+    possible = [padded[0, :, y : y + 4, x : x + 4] for y in places for x in places]
+    possible += [part.flip(2) for part in possible]
+    distinct = {tuple(part.flatten().tolist()) for part in possible}
+    found = {tuple(part.flatten().tolist()) for part in cut}
+    assert found <= distinct and len(found) > 60, 'flips and shifts are drawn for each image'
 
 
 def test_a_stream_is_the_same_again() -> None:

@@ -1,0 +1,145 @@
+"""Training from scratch at 1, 2, 8 and 32 images a step: batch and group normalization, EUNNet and NF-ResNet.
+
+Networks of depth 20 are trained on 5,000 images of CIFAR-10 for eight epochs, and scored on its 10,000 test images.
+SGD with momentum and no weight decay; the rate rises for a tenth of the steps and then falls to 0. Images are flipped
+and shifted, gradients have norm 5 at most, and convolutions compute in bfloat16.
+
+At each batch size a network takes three learning rates with one seed. While the highest or the lowest one is the best,
+the next one is tried too. The best one then runs with three seeds. Results are rows of a CSV file; a run that stands
+there is not repeated, so the script can be stopped and started again. Two of them may share the file, with other batch
+sizes.
+
+    python examples/batch_size.py --data-dir DIR --output RESULTS.csv --compile
+    python examples/batch_size.py --output RESULTS.csv --table --picture FILE.svg
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from batches import Row, best_rate, draw_best, following, read, run_all, table
+from common import fit, start, top1
+from torch import Tensor
+
+import nf_zoo  # noqa: F401
+from nf_zoo.analysis.plots import new_figure, save
+from nf_zoo.cli.parser import Parser, output_file
+from nf_zoo.errors import UserError
+from nf_zoo.train import load_dataset
+
+NAMES = {
+    'eunnet20_cifar': 'EUNNet',
+    'nf_resnet20_cifar': 'NF-ResNet',
+    'bn_resnet20_cifar': 'batch normalization',
+    'gn_resnet20_cifar': 'group normalization',
+}
+RATES = {  # images a step -> learning rates that every network takes
+    1: (0.0003, 0.001, 0.003),
+    2: (0.001, 0.003, 0.01),
+    8: (0.003, 0.01, 0.03),
+    32: (0.01, 0.03, 0.1),
+}
+LADDER = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+IMAGES_PER_CLASS, EPOCHS, SHIFT = 500, 8, 4
+
+
+def images_of(data_dir: str, split: str, per_class: int | None = None) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) of CIFAR-10, normalised, and their classes (N,). ``per_class``: the first ones of each."""
+    found = load_dataset('cifar10', data_dir, split)
+    images, labels = found.images, found.labels
+    if per_class:
+        index = torch.cat([(labels == label).nonzero()[:per_class, 0] for label in range(10)])
+        images, labels = images[index], labels[index]
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+    return (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1), labels
+
+
+def flipped_and_shifted(padded: Tensor, index: Tensor) -> Tensor:
+    """The images of ``index``, each flipped or not and cut out of its padded form (3, 32 + 2 SHIFT, 32 + 2 SHIFT)."""
+    places = torch.randint(2 * SHIFT + 1, (len(index), 2)).tolist()
+    flips = (torch.rand(len(index)) < 0.5).tolist()
+    side = padded.shape[-1] - 2 * SHIFT
+    cut = [padded[i, :, y : y + side, x : x + side] for i, (y, x) in zip(index.tolist(), places, strict=True)]
+    return torch.stack([image.flip(2) if flip else image for image, flip in zip(cut, flips, strict=True)])
+
+
+def run(data: tuple[Tensor, ...], compiled: bool, name: str, batch: int, lr: float, seed: int) -> float:
+    """Train a network; its accuracy on the test images in percent."""
+    images, labels, test_images, test_labels = data
+    torch.manual_seed(seed)
+    model = timm.create_model(name).to(memory_format=torch.channels_last)
+    forward = torch.compile(model, dynamic=False) if compiled else model
+    padded = F.pad(images, [SHIFT] * 4)
+
+    def loss(index: Tensor) -> Tensor:
+        x = flipped_and_shifted(padded, index).contiguous(memory_format=torch.channels_last)
+        with torch.autocast('cpu', torch.bfloat16):
+            logits = forward(x)
+        return F.cross_entropy(logits.float(), labels[index])
+
+    fit(model.train(), loss, len(images), batch, EPOCHS, lr, f'{name}, {batch} images a step, rate {lr:g}, seed {seed}')
+    with torch.autocast('cpu', torch.bfloat16):
+        return top1(model, test_images.contiguous(memory_format=torch.channels_last), test_labels)
+
+
+def rates(batch: int, rows: list[Row]) -> list[float]:
+    """What seed 0 must have taken: those of RATES, and the next ones of LADDER while the last one is the best."""
+    tried = sorted({*RATES[batch], *(float(row['lr']) for row in rows)})
+    if set(RATES[batch]) <= {float(row['lr']) for row in rows}:
+        place = LADDER.index(best_rate(rows))
+        if LADDER[place] == tried[-1]:
+            tried += LADDER[place + 1 : place + 2]
+        elif LADDER[place] == tried[0]:
+            tried += LADDER[max(place - 1, 0) : place]
+    return tried
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    figure = new_figure(7.2, 4.0)
+    axes = figure.subplots()
+    draw_best(axes, rows, list(RATES), NAMES)
+    axes.set(ylabel='top-1 on the 10,000 test images, %', title='5,000 images of CIFAR-10, depth 20, 8 epochs')
+    axes.grid(alpha=0.3)
+    figure.suptitle('From scratch with few images a step: the best rate, mean and range of 3 seeds', fontsize=11)
+    figure.legend(loc='outside lower center', ncols=len(NAMES))
+    save(figure, path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
+        prog='python examples/batch_size.py',
+        description=__doc__.splitlines()[0],
+        epilog=__doc__.split('\n\n', 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--data-dir', metavar='DIR', help='folder of cifar-10-batches-py')
+    parser.add_argument('--output', type=output_file, required=True, metavar='FILE', help='CSV file of the results')
+    parser.add_argument(
+        '--batch-sizes', type=int, nargs='+', choices=list(RATES), default=[2, 8, 32, 1], help='which ones, in order'
+    )
+    parser.add_argument('--compile', action='store_true', help='compile the networks: twice as fast at one image')
+    parser.add_argument('--minutes', type=float, default=float('inf'), help='start no run after so many minutes')
+    parser.add_argument('--table', action='store_true', help='print the table of the results and stop')
+    parser.add_argument('--picture', type=output_file, metavar='FILE', help='draw the results and stop')
+    args = parser.parse_args(argv)
+    if args.picture or args.table:
+        rows = read(args.output)
+        if not rows:
+            raise UserError(f'{args.output} has no results yet')
+        if args.picture:
+            draw(rows, args.picture)
+        if args.table:
+            print(table(rows, list(RATES), list(NAMES)))
+        return
+    if args.data_dir is None:
+        raise UserError('training needs the images: --data-dir DIR')
+    data = (*images_of(args.data_dir, 'train', IMAGES_PER_CLASS), *images_of(args.data_dir, 'validation'))
+    runs = following(args.output, [(batch, list(NAMES)) for batch in args.batch_sizes], rates)
+    run_all(args.output, runs, partial(run, data, args.compile), len(data[3]), args.minutes)
+
+
+if __name__ == '__main__':
+    start(main)

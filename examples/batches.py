@@ -1,0 +1,130 @@
+"""What the examples of batch sizes share: the order of the runs, the CSV file of their results, table and curves."""
+
+import csv
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nf_zoo.train.curves import COLOURS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = dict[str, str]
+COLUMNS = ['batch', 'form', 'lr', 'seed', 'top1', 'n', 'seconds']
+SEEDS = (0, 1, 2)
+
+
+def read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, row: Sequence[object]) -> None:
+    """Add a row. Programs that run at the same time may share the file."""
+    new = not path.exists() or not path.stat().st_size
+    with open(path, 'a', newline='') as file:
+        csv.writer(file).writerows([COLUMNS, row] if new else [row])
+
+
+def rows_of(rows: list[Row], batch: int, form: str) -> list[Row]:
+    """Those of a form at ``batch`` images a step."""
+    return [row for row in rows if (row['batch'], row['form']) == (str(batch), form)]
+
+
+def best_rate(rows: list[Row]) -> float:
+    """The rate with the best accuracy of seed 0."""
+    return float(max((row for row in rows if row['seed'] == '0'), key=lambda row: float(row['top1']))['lr'])
+
+
+def best_runs(rows: list[Row]) -> list[float]:
+    """Accuracies of the best rate's seeds."""
+    lr = best_rate(rows)
+    return [float(row['top1']) for row in rows if float(row['lr']) == lr]
+
+
+def following(
+    path: Path, parts: Iterable[tuple[int, Sequence[str]]], rates: Callable[[int, list[Row]], Sequence[float]]
+) -> Iterator[tuple[int, str, float, int]]:
+    """Batch size, form, rate and seed of each run that ``path`` lacks.
+
+    Args:
+        path: The results. They are read again before each run.
+        parts: Batch sizes and their forms, in order.
+        rates: Takes the batch size and the rows of a form at it; returns the rates that seed 0 must have taken, before
+            the best one runs with the other seeds.
+    """
+    for batch, forms in parts:
+        for form in forms:
+            while True:
+                rows = rows_of(read(path), batch, form)
+                done = {(float(row['lr']), int(row['seed'])) for row in rows}
+                todo = [(lr, 0) for lr in rates(batch, rows) if (lr, 0) not in done]
+                if not todo:
+                    todo = [(best_rate(rows), seed) for seed in SEEDS if (best_rate(rows), seed) not in done]
+                if not todo:
+                    break
+                yield batch, form, *todo[0]
+
+
+def run_all(
+    path: Path,
+    runs: Iterator[tuple[int, str, float, int]],
+    run: Callable[[str, int, float, int], float],
+    images: int,
+    minutes: float,
+) -> None:
+    """Make the runs, of which each becomes a row of ``path``, and start none after ``minutes``.
+
+    Args:
+        path: The results.
+        runs: As from :func:`following`.
+        run: Takes form, batch size, rate and seed; returns the accuracy in percent.
+        images: The number of images that accuracies are measured on.
+        minutes: Of this call.
+    """
+    start = time.monotonic()
+    for batch, form, lr, seed in runs:
+        if time.monotonic() - start >= 60 * minutes:
+            return
+        begin = time.process_time()
+        accuracy = run(form, batch, lr, seed)
+        row = [batch, form, lr, seed, f'{accuracy:.2f}', images, f'{time.process_time() - begin:.0f}']
+        append(path, row)
+        print(*row, flush=True)
+
+
+def table(rows: list[Row], batches: Sequence[int], forms: Sequence[str]) -> str:
+    """Mean of the best rate's seeds with its lowest and highest, and the worst rate's accuracy with seed 0."""
+    lines = [
+        '| images a step | form | rate | seeds | top-1, mean | lowest to highest | worst rate |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for batch in batches:
+        for form in forms:
+            own = rows_of(rows, batch, form)
+            if own:
+                best = best_runs(own)
+                worst = min((float(row['top1']), float(row['lr'])) for row in own if row['seed'] == '0')
+                lines.append(
+                    f'| {batch} | {form} | {best_rate(own):g} | {len(best)} | {statistics.mean(best):.1f} % '
+                    f'| {min(best):.1f} to {max(best):.1f} % | {worst[0]:.1f} % ({worst[1]:g}) |'
+                )
+    return '\n'.join(lines)
+
+
+def draw_best(axes: 'Axes', rows: list[Row], batches: Sequence[int], names: dict[str, str]) -> None:
+    """Mean accuracy of each form's best rate over the batch size, with the range of the seeds as a band."""
+    for (form, name), colour in zip(names.items(), COLOURS, strict=False):
+        found = [(batch, best_runs(own)) for batch in batches if (own := rows_of(rows, batch, form))]
+        sizes = [batch for batch, _ in found]
+        axes.plot(sizes, [statistics.mean(best) for _, best in found], marker='o', color=colour, label=name)
+        low, high = [min(best) for _, best in found], [max(best) for _, best in found]
+        axes.fill_between(sizes, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(batches, [str(batch) for batch in batches])
+    axes.set_xlabel('images a step')
