@@ -11,31 +11,44 @@ const OPTIONS = { graphOptimizationLevel: 'basic', enableCpuMemArena: false, ena
 InferenceSession.create(new Uint8Array()).catch(() => {});
 
 const $ = (id) => document.getElementById(id);
-const networks = {}; // by name: a promise of { facts, run }
+const networks = {}; // by name: a promise of what load() returns
 let image; // the image that was chosen or drawn last: { name, data, width, height }
 let turn = 0; // the result for an older image or network is dropped
 
+/** What the network knows, and a promise of the function that runs it, which takes longer to come. */
 async function load(name) {
   const response = await fetch(`${name}.onnx`);
   if (!response.ok) throw new Error(`${name}.onnx isn't beside this page (${response.status}); the README says how to write it.`);
   const bytes = new Uint8Array(await response.arrayBuffer());
   const wrong = (error) => Promise.reject(new Error(`${name}.onnx: ${error.message.split('\n')[0]}`));
   const facts = await Promise.resolve(bytes).then(readFacts).catch(wrong);
-  const session = await InferenceSession.create(bytes, OPTIONS).catch(wrong);
+  return { facts, ready: begin(bytes, facts).catch(wrong) };
+}
+
+/** Once the page shows what it has. A page that isn't visible draws no frame. */
+const shown = () =>
+  new Promise((resolve) => {
+    requestAnimationFrame(() => setTimeout(resolve));
+    setTimeout(resolve, 50);
+  });
+
+async function begin(bytes, { inputSize }) {
+  await shown(); // what follows keeps the page busy
+  const session = await InferenceSession.create(bytes, OPTIONS);
   const run = async (input) => {
-    const results = await session.run({ [session.inputNames[0]]: new Tensor('float32', input, [1, ...facts.inputSize]) });
+    const results = await session.run({ [session.inputNames[0]]: new Tensor('float32', input, [1, ...inputSize]) });
     return results[session.outputNames[0]].data;
   };
   // The first run is slower, since it allocates. While an image waits, it is that image's.
-  if (!image) await run(new Float32Array(facts.inputSize.reduce((a, b) => a * b)));
-  return { facts, run };
+  if (!image) await run(new Float32Array(inputSize.reduce((a, b) => a * b)));
+  return run;
 }
 
 async function classify() {
   const mine = ++turn;
   const name = document.querySelector('[name=network]:checked').value;
   try {
-    const { facts, run } = await (networks[name] ??= load(name));
+    const { facts, ready } = await (networks[name] ??= load(name));
     const [channels, height, width] = facts.inputSize;
     const digits = knowsDigits(facts);
     $('drawing').hidden = !digits;
@@ -44,6 +57,7 @@ async function classify() {
     $('about').textContent = `${facts.model}, ${width} × ${height} pixels, ${channels === 1 ? 'grey' : 'colour'}`;
     $('knows').textContent = known(facts);
     $('knows').hidden = false;
+    const run = await ready;
     if (!image || mine !== turn) return;
     const input = prepare(image, facts);
     const start = performance.now();
