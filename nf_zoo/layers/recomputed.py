@@ -1,7 +1,8 @@
 """A convolution of a function of its input, in the memory of a convolution of the input itself.
 
 Autograd would save what the function computes. Here the input is saved, which the layer before keeps anyway, and
-backward computes the function again.
+backward computes the function again. torch.compile is told to do so by PyTorch's checkpointing. Left to itself it keeps
+what the function computes and, beside a ReLU, its signs, which Inductor is slow to write on a CPU.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 Before = Callable[[Tensor, Tensor | None], Tensor]  # of features and of a parameter, or None
 Conv = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation, groups
@@ -81,6 +83,10 @@ def recomputed_conv(
         parameter: The parameter, or None.
         weight, bias, conv: The convolution, and its stride, padding, dilation and groups.
     """
-    if torch.is_grad_enabled() and not is_watched(x, weight, bias, parameter):
-        return _Recomputed.apply(x, weight, bias, parameter, before, conv)
+    if torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
+            y = checkpoint(before, x, parameter, use_reentrant=False, preserve_rng_state=False)
+            return F.conv2d(y, weight, bias, *conv)
+        if not is_watched(x, weight, bias, parameter):
+            return _Recomputed.apply(x, weight, bias, parameter, before, conv)
     return F.conv2d(before(x, parameter), weight, bias, *conv)

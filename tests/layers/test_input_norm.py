@@ -206,11 +206,13 @@ def test_one_image_alone_is_that_image_in_a_batch(shape: dict[str, Any], layout:
             assert torch.equal(given, x)
 
 
+@pytest.mark.parametrize('compiled', [False, True])
 @pytest.mark.parametrize('shape', [{}, NARROW])
 @pytest.mark.parametrize('norm', NORMS)
-def test_eunconv_keeps_its_input_alone(norm: str, shape: dict[str, int]) -> None:
+def test_eunconv_keeps_its_input_alone(norm: str, shape: dict[str, int], compiled: bool) -> None:
     """Backward needs x and the weight; the normalised copy of x is not kept."""
     conv = eunconv(norm=norm, **shape)
+    run = torch.compile(conv, backend='aot_eager_decomp_partition', fullgraph=True) if compiled else conv
     x = torch.randn(8, conv.in_channels, 32, 32, dtype=torch.float64, requires_grad=True)
     kept: dict[int, int] = {}
 
@@ -219,7 +221,7 @@ def test_eunconv_keeps_its_input_alone(norm: str, shape: dict[str, int]) -> None
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        conv(x)
+        run(x)
     assert x.data_ptr() in kept
     assert sum(kept.values()) == x.numel() + conv.weight.numel()
 
