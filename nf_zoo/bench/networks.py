@@ -41,7 +41,8 @@ def bench_inference(
         for batch in [settings.batch_size] if settings.batch_size else batch_sizes:
             x, _ = settings.images(model, batch)
             calls = {label: settings.of(label).forward(net, x) for label, net in {**ours, **peers}.items()}
-            times = interleaved(calls, settings.rounds or 15, device=settings.device, advance=settings.advance)
+            with allocator.keep_freed():  # for all, as in an evaluation
+                times = interleaved(calls, settings.rounds or 15, device=settings.device, advance=settings.advance)
             for label in ours:
                 what = f'{label}: inference, batch {batch}'
                 yield from (BenchRow(what, peer, times[label], times[peer], 'ms', name) for peer in peers)

@@ -14,6 +14,7 @@ from ..errors import CheckFailed, UserError, extra, one_line
 from ..files import write_whole
 from ..folding.network import fold as fold_model
 from ..text import clean, columns
+from ..train import allocator
 from ..train.build import open_device
 from ..train.evaluation import BINS, accuracies, gaps, validation
 from ..train.run_folder import read_recipe
@@ -116,6 +117,7 @@ class EvaluateReport:
         return self.own.metrics() | ({'forms': forms} if forms else {}) | {'classes': self.own.by_class()}
 
 
+@allocator.keep_freed()
 @torch.inference_mode()
 def score(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], classes: Sequence[str], forms: dict[str, Forward]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import CheckFailed, UserError
+from . import allocator
 from .build import open_device
 from .data.config import data_config
 from .data.folder import KNOWN_FOLDERS, FolderData, known_folder, open_folders
@@ -23,6 +24,7 @@ BINS = 15  # of the calibration error
 READING = ('val_split', 'val_num_samples', 'input_key', 'target_key')
 
 
+@allocator.keep_freed()
 @torch.inference_mode()
 def totals(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, ...]:
     """Count the correct top-1 and top-5 predictions, sum the cross-entropy and the `gaps`, and count the images.
