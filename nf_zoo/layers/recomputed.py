@@ -72,6 +72,13 @@ def is_watched(*tensors: Tensor | None) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def _is_compiled_with_gradients() -> bool:
+    """Neither torch.export nor a transform of torch.func takes checkpointing."""
+    if not torch.is_grad_enabled() or not torch.compiler.is_compiling():
+        return False
+    return not torch.compiler.is_exporting() and not is_transformed()
+
+
 def recomputed_conv(
     before: Before, x: Tensor, parameter: Tensor | None, weight: Tensor, bias: Tensor | None, conv: Conv
 ) -> Tensor:
@@ -83,10 +90,10 @@ def recomputed_conv(
         parameter: The parameter, or None.
         weight, bias, conv: The convolution, and its stride, padding, dilation and groups.
     """
-    if torch.is_grad_enabled():
-        if torch.compiler.is_compiling():
-            y = checkpoint(before, x, parameter, use_reentrant=False, preserve_rng_state=False)
-            return F.conv2d(y, weight, bias, *conv)
-        if not is_watched(x, weight, bias, parameter):
-            return _Recomputed.apply(x, weight, bias, parameter, before, conv)
-    return F.conv2d(before(x, parameter), weight, bias, *conv)
+    if torch.is_grad_enabled() and not is_watched(x, weight, bias, parameter):
+        return _Recomputed.apply(x, weight, bias, parameter, before, conv)
+    if _is_compiled_with_gradients():
+        y = checkpoint(before, x, parameter, use_reentrant=False, preserve_rng_state=False)
+    else:
+        y = before(x, parameter)
+    return F.conv2d(y, weight, bias, *conv)

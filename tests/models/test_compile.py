@@ -56,3 +56,34 @@ def test_compiled_it_is_one_graph_for_any_batch(name: str) -> None:
             scale = wanted.abs().max().clamp(min=1e-6)
             torch.testing.assert_close(found / scale, wanted / scale, rtol=0, atol=1e-9)
     assert counters['stats']['unique_graphs'] == 1
+
+
+@pytest.mark.parametrize('name', ['fixup_resnet20_cifar', pytest.param('eunnet20_cifar', marks=pytest.mark.soak)])
+def test_transforms_are_compiled(name: str) -> None:
+    """Gradients of single images, and derivatives in forward mode: they take no checkpointing either."""
+    model = timm.create_model(name, depths=(1, 1, 1), width=0.5).double().train()
+    with torch.no_grad():
+        randomize(model)
+    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (image[None],)).square().sum()
+
+    def both(parameters: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        single = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+        return single, torch.func.jvp(model, (x,), (torch.cos(x),))[1]
+
+    parameters = dict(model.named_parameters())
+    torch.testing.assert_close(torch.compile(both, backend='aot_eager')(parameters, x), both(parameters, x))
+
+
+@pytest.mark.parametrize('strict', [False, True])
+@pytest.mark.parametrize('name', ['eunnet20_cifar', 'fixup_resnet20_cifar', 'rescalenet20_cifar'])
+def test_a_network_in_training_is_exported_as_a_program(name: str, strict: bool) -> None:
+    """torch.export takes no checkpointing, which a convolution with a recomputed input has when it is compiled."""
+    model = timm.create_model(name, depths=(1, 1, 1), width=0.5).train()
+    with torch.no_grad():
+        randomize(model)
+    x = torch.randn(2, 3, 16, 16)
+    program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), model(x))
