@@ -20,15 +20,16 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from batches import Row, best_rate, draw_best, following, read, run_all, table
-from common import fit, start, top1
+from batches import add_options, best_rate, draw_best, following, normalized, run_all, show
+from common import Row, fit, start, top1
 from torch import Tensor
 
-import nf_zoo  # noqa: F401
+import nf_zoo  # noqa: F401  registers the models
 from nf_zoo.analysis.plots import new_figure, save
-from nf_zoo.cli.parser import Parser, output_file
+from nf_zoo.cli.parser import Parser
 from nf_zoo.errors import UserError
 from nf_zoo.train import load_dataset
+from nf_zoo.train.data.memory import crop_and_flip
 
 NAMES = {
     'eunnet20_cifar': 'EUNNet',
@@ -53,17 +54,17 @@ def images_of(data_dir: str, split: str, per_class: int | None = None) -> tuple[
     if per_class:
         index = torch.cat([(labels == label).nonzero()[:per_class, 0] for label in range(10)])
         images, labels = images[index], labels[index]
-    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
-    return (images / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1), labels
+    return normalized(images), labels
 
 
 def flipped_and_shifted(padded: Tensor, index: Tensor) -> Tensor:
-    """The images of ``index``, each flipped or not and cut out of its padded form (3, 32 + 2 SHIFT, 32 + 2 SHIFT)."""
-    places = torch.randint(2 * SHIFT + 1, (len(index), 2)).tolist()
-    flips = (torch.rand(len(index)) < 0.5).tolist()
-    side = padded.shape[-1] - 2 * SHIFT
-    cut = [padded[i, :, y : y + side, x : x + side] for i, (y, x) in zip(index.tolist(), places, strict=True)]
-    return torch.stack([image.flip(2) if flip else image for image, flip in zip(cut, flips, strict=True)])
+    """The images of ``index``, each flipped or not and cut out of its padded form.
+
+    ``padded``: (N, H + 2 SHIFT, W + 2 SHIFT, 3) -> (B, 3, H, W), channels last.
+    """
+    corners = torch.randint(2 * SHIFT + 1, (len(index), 2)).T
+    mirrored = torch.rand(len(index)) < 0.5
+    return crop_and_flip(padded, index, corners, mirrored, padded.shape[1] - 2 * SHIFT).permute(0, 3, 1, 2)
 
 
 def run(data: tuple[Tensor, ...], compiled: bool, name: str, batch: int, lr: float, seed: int) -> float:
@@ -72,12 +73,11 @@ def run(data: tuple[Tensor, ...], compiled: bool, name: str, batch: int, lr: flo
     torch.manual_seed(seed)
     model = timm.create_model(name).to(memory_format=torch.channels_last)
     forward = torch.compile(model, dynamic=False) if compiled else model
-    padded = F.pad(images, [SHIFT] * 4)
+    padded = F.pad(images, [SHIFT] * 4).permute(0, 2, 3, 1).contiguous()
 
     def loss(index: Tensor) -> Tensor:
-        x = flipped_and_shifted(padded, index).contiguous(memory_format=torch.channels_last)
         with torch.autocast('cpu', torch.bfloat16):
-            logits = forward(x)
+            logits = forward(flipped_and_shifted(padded, index))
         return F.cross_entropy(logits.float(), labels[index])
 
     fit(model.train(), loss, len(images), batch, EPOCHS, lr, f'{name}, {batch} images a step, rate {lr:g}, seed {seed}')
@@ -116,23 +116,13 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('--data-dir', metavar='DIR', help='folder of cifar-10-batches-py')
-    parser.add_argument('--output', type=output_file, required=True, metavar='FILE', help='CSV file of the results')
+    add_options(parser)
     parser.add_argument(
         '--batch-sizes', type=int, nargs='+', choices=list(RATES), default=[2, 8, 32, 1], help='which ones, in order'
     )
     parser.add_argument('--compile', action='store_true', help='compile the networks: twice as fast at one image')
-    parser.add_argument('--minutes', type=float, default=float('inf'), help='start no run after so many minutes')
-    parser.add_argument('--table', action='store_true', help='print the table of the results and stop')
-    parser.add_argument('--picture', type=output_file, metavar='FILE', help='draw the results and stop')
     args = parser.parse_args(argv)
-    if args.picture or args.table:
-        rows = read(args.output)
-        if not rows:
-            raise UserError(f'{args.output} has no results yet')
-        if args.picture:
-            draw(rows, args.picture)
-        if args.table:
-            print(table(rows, list(RATES), list(NAMES)))
+    if show(args, draw, list(RATES), list(NAMES)):
         return
     if args.data_dir is None:
         raise UserError('training needs the images: --data-dir DIR')

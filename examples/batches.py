@@ -1,5 +1,6 @@
-"""What the examples of batch sizes share: the order of the runs, the CSV file of their results, table and curves."""
+"""What the examples of batch sizes share: options, images, order of the runs, CSV file of results, table, curves."""
 
+import argparse
 import csv
 import statistics
 import time
@@ -7,14 +8,50 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from common import Row
+from torch import Tensor
+
+from nf_zoo.cli.parser import output_file
+from nf_zoo.errors import UserError
+from nf_zoo.net.registry import CIFAR
 from nf_zoo.train.curves import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = dict[str, str]
 COLUMNS = ['batch', 'form', 'lr', 'seed', 'top1', 'n', 'seconds']
 SEEDS = (0, 1, 2)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What both examples take: where the results are, how long to go on, and what to show of them instead."""
+    parser.add_argument('--output', type=output_file, required=True, metavar='FILE', help='CSV file of the results')
+    parser.add_argument('--minutes', type=float, default=float('inf'), help='start no run after so many minutes')
+    parser.add_argument('--table', action='store_true', help='print the table of the results and stop')
+    parser.add_argument('--picture', type=output_file, metavar='FILE', help='draw the results and stop')
+
+
+def show(
+    args: argparse.Namespace, draw: Callable[[list[Row], Path], None], batches: Sequence[int], forms: Sequence[str]
+) -> bool:
+    """Draw and print the results as the options say; whether they say so. Raises `UserError` where there are none."""
+    if not args.picture and not args.table:
+        return False
+    rows = read(args.output)
+    if not rows:
+        raise UserError(f'{args.output} has no results yet')
+    if args.picture:
+        draw(rows, args.picture)
+    if args.table:
+        print(table(rows, batches, forms))
+    return True
+
+
+def normalized(images: Tensor) -> Tensor:
+    """Images (N, 3, H, W) of 0 to 255 as networks of the CIFAR layouts take them."""
+    mean, std = (torch.tensor(CIFAR[key]).view(3, 1, 1) for key in ('mean', 'std'))
+    return (images / 255 - mean) / std
 
 
 def read(path: Path) -> list[Row]:

@@ -21,8 +21,8 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from batches import Row, draw_best, following, read, rows_of, run_all, table
-from common import top1
+from batches import add_options, draw_best, following, normalized, rows_of, run_all, show
+from common import Row, start, top1
 from PIL import Image
 from torch import Tensor, nn
 
@@ -45,7 +45,6 @@ TRAIN_IMAGES, EPOCHS = 2400, 2
 def images_of(folder: Path, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """Images (N, 3, 32, 32), normalised, and classes (N,) of DIR/CLASS/IMAGE. ``limit``: images in all."""
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
     images, labels = [], []
     for label, path in enumerate(classes):
         files = sorted(path.glob('*.*'))
@@ -53,9 +52,9 @@ def images_of(folder: Path, limit: int | None = None) -> tuple[Tensor, Tensor]:
             with Image.open(file) as image:
                 small = image.convert('RGB').resize((32, 32), Image.Resampling.BICUBIC)
             pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(32, 32, 3)
-            images.append(((pixels / 255 - mean) / std).permute(2, 0, 1))
+            images.append(pixels.permute(2, 0, 1))
             labels.append(label)
-    return torch.stack(images), torch.tensor(labels)
+    return normalized(torch.stack(images)), torch.tensor(labels)
 
 
 def network(form: str, seed: int) -> nn.Module:
@@ -132,16 +131,9 @@ def draw(rows: list[Row], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', type=Path, help='folder with train/CLASS/IMAGE and val/CLASS/IMAGE')
-    parser.add_argument('--output', type=Path, required=True, help='CSV file of the results')
-    parser.add_argument('--minutes', type=float, default=float('inf'), help='start no run after so many minutes')
-    parser.add_argument('--table', action='store_true', help='print the table of the results and stop')
-    parser.add_argument('--picture', type=Path, help='draw the results and stop')
+    add_options(parser)
     args = parser.parse_args()
-    if args.picture:
-        draw(read(args.output), args.picture)
-    if args.table:
-        print(table(read(args.output), list(RATES), (*FORMS, *VARIANTS)))
-    if args.picture or args.table:
+    if show(args, draw, list(RATES), (*FORMS, *VARIANTS)):
         return
     data = (*images_of(args.data / 'train', TRAIN_IMAGES), *images_of(args.data / 'val'))
     parts = [(2, FORMS), (8, FORMS), (32, FORMS), (1, FORMS), (2, VARIANTS)]
@@ -150,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    start(main)

@@ -141,7 +141,7 @@ def test_a_shifted_image_is_a_part_of_its_padded_form() -> None:
     batch_size = example('batch_size')
     image = torch.arange(1.0, 49).view(1, 3, 4, 4)
     padded = nn.functional.pad(image, [batch_size.SHIFT] * 4)
-    cut = batch_size.flipped_and_shifted(padded, torch.zeros(300, dtype=torch.long))
+    cut = batch_size.flipped_and_shifted(padded.permute(0, 2, 3, 1), torch.zeros(300, dtype=torch.long))
     assert cut.shape == (300, 3, 4, 4)
     places = range(2 * batch_size.SHIFT + 1)
     possible = [padded[0, :, y : y + 4, x : x + 4] for y in places for x in places]

@@ -80,8 +80,8 @@ def test_only_the_gradients_that_are_asked_for(norm: str, needed: tuple[bool, ..
     torch.testing.assert_close(found, expected, **EXACT)
 
 
-# Stride, padding, groups and kernel, each with and without a bias. The first is
-# narrow, because all entries of its Jacobians are computed.
+# Stride, padding, groups and kernel, each with and without a bias. The first is narrow, because all entries of its
+# Jacobians are computed.
 GEOMETRIES = [
     dict(kernel_size=3, stride=1, padding=1, groups=1, in_channels=2, out_channels=3),
     dict(kernel_size=3, stride=2, padding=1, groups=2),
