@@ -2,14 +2,15 @@
 
 Networks of depth 20 are trained on 5,000 images of CIFAR-10 for eight epochs, and scored on its 10,000 test images.
 SGD with momentum and no weight decay; the rate rises for a tenth of the steps and then falls to 0. Images are flipped
-and shifted, gradients have norm 5 at most, and convolutions compute in bfloat16.
+and shifted, gradients have norm 5 at most, and convolutions compute in bfloat16 on a CPU, in TF32 on a GPU.
 
-At each batch size a network takes three learning rates with one seed. While the highest or the lowest one is the best,
+At each batch size a network takes four learning rates with one seed. While the highest or the lowest one is the best,
 the next one is tried too. The best one then runs with three seeds. Results are rows of a CSV file; a run that stands
-there is not repeated, so the script can be stopped and started again. Two of them may share the file, with other batch
-sizes.
+there is not repeated, so the script can be stopped and started again. Several of them may share the file, each with
+batch sizes or networks of its own. On a GPU the rates run side by side, and so do the seeds.
 
     python examples/batch_size.py --data-dir DIR --output RESULTS.csv --compile
+    python examples/batch_size.py --data-dir DIR --output RESULTS.csv --device cuda --batch-sizes 1
     python examples/batch_size.py --output RESULTS.csv --table --picture FILE.svg
 """
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from batches import add_options, best_rate, draw_best, following, normalized, run_all, show
 from common import Row, fit, start, top1
+from side_by_side import Images, SideBySide
 from torch import Tensor
 
 import nf_zoo  # noqa: F401  registers the models
@@ -29,6 +31,7 @@ from nf_zoo.analysis.plots import new_figure, save
 from nf_zoo.cli.parser import Parser
 from nf_zoo.errors import UserError
 from nf_zoo.train import load_dataset
+from nf_zoo.train.build import open_device
 from nf_zoo.train.data.memory import crop_and_flip
 
 NAMES = {
@@ -38,10 +41,10 @@ NAMES = {
     'gn_resnet20_cifar': 'group normalization',
 }
 RATES = {  # images a step -> learning rates that every network takes
-    1: (0.0003, 0.001, 0.003),
-    2: (0.001, 0.003, 0.01),
-    8: (0.003, 0.01, 0.03),
-    32: (0.01, 0.03, 0.1),
+    1: (0.0003, 0.001, 0.003, 0.01),
+    2: (0.001, 0.003, 0.01, 0.03),
+    8: (0.003, 0.01, 0.03, 0.1),
+    32: (0.01, 0.03, 0.1, 0.3),
 }
 LADDER = (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 IMAGES_PER_CLASS, EPOCHS, SHIFT = 500, 8, 4
@@ -57,23 +60,47 @@ def images_of(data_dir: str, split: str, per_class: int | None = None) -> tuple[
     return normalized(images), labels
 
 
+def padded_form(images: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, H + 2 SHIFT, W + 2 SHIFT, 3), with zeros around."""
+    return F.pad(images, [SHIFT] * 4).permute(0, 2, 3, 1).contiguous()
+
+
 def flipped_and_shifted(padded: Tensor, index: Tensor) -> Tensor:
     """The images of ``index``, each flipped or not and cut out of its padded form.
 
     ``padded``: (N, H + 2 SHIFT, W + 2 SHIFT, 3) -> (B, 3, H, W), channels last.
     """
-    corners = torch.randint(2 * SHIFT + 1, (len(index), 2)).T
-    mirrored = torch.rand(len(index)) < 0.5
+    return cut(padded, index, *places(len(index)))
+
+
+def places(count: int) -> tuple[Tensor, Tensor]:
+    """Where ``count`` images are cut, (2, B), and whether they are flipped, (B,)."""
+    return torch.randint(2 * SHIFT + 1, (count, 2)).T, torch.rand(count) < 0.5
+
+
+def cut(padded: Tensor, index: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
+    """Windows of the padded images: (N, H + 2 SHIFT, W + 2 SHIFT, 3) -> (B, 3, H, W), channels last."""
     return crop_and_flip(padded, index, corners, mirrored, padded.shape[1] - 2 * SHIFT).permute(0, 3, 1, 2)
 
 
-def run(data: tuple[Tensor, ...], compiled: bool, name: str, batch: int, lr: float, seed: int) -> float:
-    """Train a network; its accuracy on the test images in percent."""
+def run_together(
+    data: tuple[Tensor, ...], device: torch.device, name: str, batch: int, runs: list[tuple[float, int]]
+) -> list[float]:
+    """Train a network for each rate and seed, all at once; their accuracies on the test images in percent."""
+    images, labels, test_images, test_labels = (tensor.to(device) for tensor in data)
+    networks = SideBySide(name, batch, runs, Images(padded_form(images), labels), EPOCHS, places, cut)
+    networks.train(f'{name}, {batch} images a step, {len(runs)} runs')
+    return networks.top1(test_images, test_labels)
+
+
+def run(data: tuple[Tensor, ...], compiled: bool, name: str, batch: int, runs: list[tuple[float, int]]) -> list[float]:
+    """Train a network with the rate and seed of the only one of ``runs``; its accuracy in percent."""
+    ((lr, seed),) = runs
     images, labels, test_images, test_labels = data
     torch.manual_seed(seed)
     model = timm.create_model(name).to(memory_format=torch.channels_last)
     forward = torch.compile(model, dynamic=False) if compiled else model
-    padded = F.pad(images, [SHIFT] * 4).permute(0, 2, 3, 1).contiguous()
+    padded = padded_form(images)
 
     def loss(index: Tensor) -> Tensor:
         with torch.autocast('cpu', torch.bfloat16):
@@ -82,7 +109,7 @@ def run(data: tuple[Tensor, ...], compiled: bool, name: str, batch: int, lr: flo
 
     fit(model.train(), loss, len(images), batch, EPOCHS, lr, f'{name}, {batch} images a step, rate {lr:g}, seed {seed}')
     with torch.autocast('cpu', torch.bfloat16):
-        return top1(model, test_images.contiguous(memory_format=torch.channels_last), test_labels)
+        return [top1(model, test_images.contiguous(memory_format=torch.channels_last), test_labels)]
 
 
 def rates(batch: int, rows: list[Row]) -> list[float]:
@@ -120,15 +147,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--batch-sizes', type=int, nargs='+', choices=list(RATES), default=[2, 8, 32, 1], help='which ones, in order'
     )
+    parser.add_argument(
+        '--networks', nargs='+', choices=list(NAMES), default=list(NAMES), metavar='NAME', help='which ones, in order'
+    )
     parser.add_argument('--compile', action='store_true', help='compile the networks: twice as fast at one image')
+    parser.add_argument('--device', default='cpu', help='cpu or cuda; a GPU captures whole steps instead of compiling')
     args = parser.parse_args(argv)
     if show(args, draw, list(RATES), list(NAMES)):
         return
     if args.data_dir is None:
         raise UserError('training needs the images: --data-dir DIR')
     data = (*images_of(args.data_dir, 'train', IMAGES_PER_CLASS), *images_of(args.data_dir, 'validation'))
-    runs = following(args.output, [(batch, list(NAMES)) for batch in args.batch_sizes], rates)
-    run_all(args.output, runs, partial(run, data, args.compile), len(data[3]), args.minutes)
+    device = open_device(args.device)
+    together = device.type == 'cuda'
+    one = partial(run_together, data, device) if together else partial(run, data, args.compile)
+    runs = following(args.output, [(batch, args.networks) for batch in args.batch_sizes], rates)
+    run_all(args.output, runs, one, len(data[3]), args.minutes, together)
 
 
 if __name__ == '__main__':

@@ -84,10 +84,17 @@ def best_runs(rows: list[Row]) -> list[float]:
     return [float(row['top1']) for row in rows if float(row['lr']) == lr]
 
 
+def missing(rows: list[Row], rates: Sequence[float]) -> list[tuple[float, int]]:
+    """Rate and seed of the runs that come next in a form: the ``rates`` with seed 0, then the best with all seeds."""
+    done = {(float(row['lr']), int(row['seed'])) for row in rows}
+    todo = [(lr, SEEDS[0]) for lr in rates if (lr, SEEDS[0]) not in done]
+    return todo or [(best_rate(rows), seed) for seed in SEEDS if (best_rate(rows), seed) not in done]
+
+
 def following(
     path: Path, parts: Iterable[tuple[int, Sequence[str]]], rates: Callable[[int, list[Row]], Sequence[float]]
-) -> Iterator[tuple[int, str, float, int]]:
-    """Batch size, form, rate and seed of each run that ``path`` lacks.
+) -> Iterator[tuple[int, str, list[tuple[float, int]]]]:
+    """Batch size, form, and rate and seed of the next runs of it, as long as ``path`` lacks some.
 
     Args:
         path: The results. They are read again before each run.
@@ -97,42 +104,40 @@ def following(
     """
     for batch, forms in parts:
         for form in forms:
-            while True:
-                rows = rows_of(read(path), batch, form)
-                done = {(float(row['lr']), int(row['seed'])) for row in rows}
-                todo = [(lr, 0) for lr in rates(batch, rows) if (lr, 0) not in done]
-                if not todo:
-                    todo = [(best_rate(rows), seed) for seed in SEEDS if (best_rate(rows), seed) not in done]
-                if not todo:
-                    break
-                yield batch, form, *todo[0]
+            while todo := missing(rows := rows_of(read(path), batch, form), rates(batch, rows)):
+                yield batch, form, todo
 
 
 def run_all(
     path: Path,
-    runs: Iterator[tuple[int, str, float, int]],
-    run: Callable[[str, int, float, int], float],
+    runs: Iterator[tuple[int, str, list[tuple[float, int]]]],
+    run: Callable[[str, int, list[tuple[float, int]]], list[float]],
     images: int,
     minutes: float,
+    together: bool = False,
 ) -> None:
     """Make the runs, of which each becomes a row of ``path``, and start none after ``minutes``.
 
     Args:
         path: The results.
         runs: As from :func:`following`.
-        run: Takes form, batch size, rate and seed; returns the accuracy in percent.
+        run: Takes form, batch size, and rate and seed of each run; returns their accuracies in percent.
         images: The number of images that accuracies are measured on.
         minutes: Of this call.
+        together: Hand over all runs that may come next, not one after the other.
     """
     start = time.monotonic()
-    for batch, form, lr, seed in runs:
+    for batch, form, todo in runs:
         if time.monotonic() - start >= 60 * minutes:
             return
+        todo = todo if together else todo[:1]
         begin = time.process_time()
-        accuracy = run(form, batch, lr, seed)
-        row = [batch, form, lr, seed, f'{accuracy:.2f}', images, f'{time.process_time() - begin:.0f}']
-        append(path, row)
-        print(*row, flush=True)
+        found = run(form, batch, todo)
+        seconds = (time.process_time() - begin) / len(todo)
+        for (lr, seed), accuracy in zip(todo, found, strict=True):
+            row = [batch, form, lr, seed, f'{accuracy:.2f}', images, f'{seconds:.0f}']
+            append(path, row)
+            print(*row, flush=True)
 
 
 def table(rows: list[Row], batches: Sequence[int], forms: Sequence[str]) -> str:

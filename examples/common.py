@@ -29,6 +29,7 @@ from nf_zoo.train import load_dataset
 Row = dict[str, str]
 MEAN, STD = 0.25, 0.35  # of the pixels, between 0 and 1
 PRETRAINING_RATE = 0.05  # of every network; not tuned
+MOMENTUM, CLIP = 0.9, 5.0  # of SGD; the largest norm of a gradient
 
 
 def parser_of(text: str) -> Parser:
@@ -151,13 +152,20 @@ def scenes(split: str, count: int, side: int, seed: int, sizes: tuple[int, int] 
 
 
 def sgd(model: nn.Module, lr: float, steps: int) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD with momentum over the trainable parameters. Its rate rises for a tenth of the ``steps``, then falls to 0."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
+    """SGD with momentum over the trainable parameters, and its schedule over ``steps``: that of :func:`rate_factor`."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=MOMENTUM)
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, steps))
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """The factor of the learning rate at a ``step``: it rises for a tenth of the ``steps``, then falls to 0."""
     rise = max(1, steps // 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / rise, 1 - (step - rise) / max(1, steps - rise))
-    )
-    return optimizer, schedule
+    return min((step + 1) / rise, 1 - (step - rise) / max(1, steps - rise))
+
+
+def order_of(count: int, batch: int) -> list[Tensor]:
+    """The batches (B,) of an epoch over ``count`` images, in an order that follows from torch's seed."""
+    return list(torch.randperm(count)[: count // batch * batch].split(batch))
 
 
 def fit(
@@ -172,11 +180,11 @@ def fit(
     order: list[Tensor] = []
     for _ in progress(range(steps), text):
         if not order:
-            order = list(torch.randperm(count)[: count // batch * batch].split(batch))
+            order = order_of(count, batch)
         loss = loss_of(order.pop())
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         schedule.step()
 

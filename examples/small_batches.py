@@ -82,8 +82,11 @@ def parameters_of(model: nn.Module, form: str) -> list[dict]:
     ]
 
 
-def run(data: tuple[Tensor, ...], form: str, batch: int, lr: float, seed: int) -> float:
-    """Fine-tune for some epochs with SGD, the rate falling to 0; accuracy on the validation images."""
+def run(data: tuple[Tensor, ...], form: str, batch: int, runs: list[tuple[float, int]]) -> list[float]:
+    """Fine-tune with the rate and seed of the only one of ``runs``, by SGD, the rate falling to 0; accuracy on the
+    validation images.
+    """
+    ((lr, seed),) = runs
     images, labels, val_images, val_labels = data
     model = network(form, seed)
     optimizer = torch.optim.SGD(parameters_of(model, form), lr=lr, momentum=0.9)
@@ -102,7 +105,7 @@ def run(data: tuple[Tensor, ...], form: str, batch: int, lr: float, seed: int) -
             nf_zoo.agc_([p for name, p in model.named_parameters() if not name.startswith('head.')], clip=0.01)
         optimizer.step()
         schedule.step()
-    return top1(model, val_images, val_labels)
+    return [top1(model, val_images, val_labels)]
 
 
 NAMES = {'converted': 'converted (weight normalization)', 'frozen': 'BN, frozen', 'bn': 'BN', 'folded': 'folded'}

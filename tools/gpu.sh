@@ -3,7 +3,8 @@
 #
 # Needs Python with PyTorch, timm and pytest; this checkout needn't be installed. A part that fails, or takes longer than
 # its limit, does not keep the others from running: the most important ones come first. PYTHON, SECONDS_FACTOR (1; another
-# one lengthens every limit) and GPU_OPTIONS (of tools/gpu.py) can be set.
+# one lengthens every limit) and GPU_OPTIONS (of tools/gpu.py) can be set. BESIDE is a command, a training say, that begins
+# with the tests. Nothing is measured before it has ended.
 set -u
 out=${1:?give the folder for the log and the results}
 mkdir -p "$out"
@@ -33,8 +34,14 @@ export -f warm
 export python out options
 echo $networks | xargs -n 1 -P 4 bash -c 'warm "$0"' &
 warming=$!
-part tests 110 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider --durations 5 --timeout 100
+beside=
+if [ -n "${BESIDE:-}" ]; then
+  bash -c "$BESIDE" >"$out/beside.log" 2>&1 &
+  beside=$!
+fi
+part tests 150 "$python" -m pytest -q -m gpu tests/gpu -p no:cacheprovider --durations 5 --timeout 100
 for _ in $(seq 60); do kill -0 $warming 2>/dev/null || break; sleep 1; done
+[ -z "$beside" ] || wait "$beside"
 part compiled 110 "$python" -m tools.gpu compiled --batch-size 128 --seconds 90 --json "$json" --model $networks $options
 part profile 30 "$python" -m tools.gpu profile --json "$json" $options
 part steps 90 "$python" -m tools.gpu steps --seconds 70 --json "$json" $options

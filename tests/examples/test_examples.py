@@ -52,7 +52,7 @@ def test_it_prints_its_table(name: str, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_every_example_is_here() -> None:
-    shared = {'common', 'batches'}
+    shared = {'common', 'batches', 'side_by_side'}
     assert {path.stem for path in EXAMPLES.glob('*.py')} == {*NAMES, *shared, 'private', 'small_batches', 'batch_size'}
 
 
@@ -111,14 +111,39 @@ def test_batch_sizes_from_scratch(
         assert [(row['lr'], row['seed']) for row in own[:3]] == [('0.003', '0'), ('0.01', '0'), ('0.03', '0')]
         best = max(own[:3], key=lambda row: float(row['top1']))['lr']
         assert [(row['lr'], row['seed']) for row in own[3:]] == [(best, '1'), (best, '2')]
-    repeated = batch_size.run((images, labels, images, labels), False, 'bn_resnet20_cifar', 8, 0.003, 0)
-    assert f'{repeated:.2f}' == next(row for row in rows if row['form'] == 'bn_resnet20_cifar')['top1']
+    repeated = batch_size.run((images, labels, images, labels), False, 'bn_resnet20_cifar', 8, [(0.003, 0)])
+    assert f'{repeated[0]:.2f}' == next(row for row in rows if row['form'] == 'bn_resnet20_cifar')['top1']
     capsys.readouterr()
     batch_size.main(options)
     assert path.read_text() == first
     batch_size.main(['--output', str(path), '--table', '--picture', str(picture)])
     assert capsys.readouterr().out.count('| 8 |') == len(names)
     assert 'images a step' in picture.read_text()
+
+
+@pytest.mark.parametrize('name', ['eunnet20_cifar', 'nf_resnet20_cifar', 'bn_resnet20_cifar', 'gn_resnet20_cifar'])
+def test_a_network_learns_side_by_side_what_it_learns_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch_size, side_by_side = example('batch_size'), example('side_by_side')
+    create = timm.create_model
+    monkeypatch.setattr(timm, 'create_model', lambda name: create(name, depths=(1, 1, 1)).double())
+    draw = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(8, 3, 32, 32, generator=draw).double(), torch.arange(8)
+    padded, runs = batch_size.padded_form(images), [(0.01, 0), (0.003, 1)]
+    places, cut = batch_size.places, batch_size.cut
+    networks = side_by_side.SideBySide(name, 2, runs, side_by_side.Images(padded, labels), 1, places, cut)
+    networks.train('')
+    for number, (lr, seed) in enumerate(runs):
+        torch.manual_seed(seed)
+        model = timm.create_model(name).train()
+
+        def loss(index: torch.Tensor, model: nn.Module = model) -> torch.Tensor:
+            return nn.functional.cross_entropy(model(batch_size.flipped_and_shifted(padded, index)), labels[index])
+
+        example('common').fit(model, loss, 8, 2, 1, lr, '')
+        for key, value in (networks.parameters | networks.buffers).items():
+            torch.testing.assert_close(value[number], model.state_dict()[key], rtol=1e-4, atol=1e-6)
+        accuracy = example('common').top1(model, images, labels)
+        assert networks.top1(images, labels)[number] == pytest.approx(accuracy)
 
 
 def test_the_next_rate_is_tried_while_the_last_one_is_the_best() -> None:
@@ -128,13 +153,15 @@ def test_the_next_rate_is_tried_while_the_last_one_is_the_best() -> None:
         return [{'lr': lr.replace('_', '.'), 'seed': '0', 'top1': str(value)} for lr, value in top1.items()]
 
     start = list(batch_size.RATES[32])
-    assert start == [0.01, 0.03, 0.1]
+    assert start == [0.01, 0.03, 0.1, 0.3]
     assert batch_size.rates(32, rows(**{'0_01': 9})) == start
-    assert batch_size.rates(32, rows(**{'0_01': 1, '0_03': 3, '0_1': 2})) == start
-    assert batch_size.rates(32, rows(**{'0_01': 1, '0_03': 2, '0_1': 3})) == [*start, 0.3]
-    assert sorted(batch_size.rates(32, rows(**{'0_01': 3, '0_03': 2, '0_1': 1}))) == [0.003, *start]
-    assert batch_size.rates(32, rows(**{'0_01': 1, '0_03': 2, '0_1': 3, '0_3': 1})) == [*start, 0.3]
-    assert batch_size.rates(32, rows(**{'0_01': 1, '0_03': 2, '0_1': 3, '0_3': 4, '1_0': 5})) == [*start, 0.3, 1.0]
+    inside = {'0_01': 1, '0_03': 3, '0_1': 2, '0_3': 1}
+    assert batch_size.rates(32, rows(**inside)) == start
+    rising = {'0_01': 1, '0_03': 2, '0_1': 3, '0_3': 4}
+    assert batch_size.rates(32, rows(**rising)) == [*start, 1.0]
+    assert sorted(batch_size.rates(32, rows(**{'0_01': 4, '0_03': 3, '0_1': 2, '0_3': 1}))) == [0.003, *start]
+    assert batch_size.rates(32, rows(**rising, **{'1_0': 1})) == [*start, 1.0]
+    assert batch_size.rates(32, rows(**rising, **{'1_0': 5})) == [*start, 1.0]
 
 
 def test_a_shifted_image_is_a_part_of_its_padded_form() -> None:
