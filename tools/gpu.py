@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
             print(_line(row))
     if args.json:
         known = json.loads(args.json.read_text()) if args.json.exists() else {}
-        known |= {'machine': machine(settings.device), args.what: found}
+        today = time.strftime('%Y-%m-%d')
+        known |= {'date': today, 'machine': machine(settings.device), args.what: found}
         write_whole(args.json, (json.dumps(known, indent=1) + '\n').encode())
     return 0
 

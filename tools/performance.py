@@ -1,6 +1,9 @@
-"""Tables and pictures of speed and memory from results/bench/*.json, which `nf-zoo bench ... --json` writes."""
+"""Tables and pictures of speed and memory from results/bench/*.json, which `nf-zoo bench ... --json` writes, and from
+results/gpu/gpu.json, which tools/gpu.sh writes.
+"""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from nf_zoo.bench.output import describe, draw_bars
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / 'results' / 'bench'
+GPU = ROOT / 'results' / 'gpu' / 'gpu.json'
 DIGITS = {'ms': 1, 's': 2, 'MiB': 1, '': 0}
 
 
@@ -38,6 +42,42 @@ def _table(found: dict[str, Any]) -> list[str]:
         cells = [row['what'], row['peer'], f'**{row["ratio"]:.3f}**', half, *values, str(row['n'])]
         lines.append(f'| {" | ".join(cells)} |')
     return lines
+
+
+def gpu(part: str) -> list[str]:
+    """The measurements of a GPU: ``part`` is 'compiled' or 'steps', of training, or 'profile', of kernels."""
+    found = json.loads(GPU.read_text(encoding='utf-8'))
+    machine = found['machine']
+    versions = ', '.join(f'{key} {machine[key]}' for key in ('python', 'torch', 'timm', 'cuda'))
+    lines = [f'`tools/gpu.sh`, {found["date"]}: {machine["hardware"]}, {versions}.', '']
+    if part == 'profile':
+        profile = found['profile'][0]
+        lines += ['| kernel | ms a step | share | calls |', '|---|---|---|---|']
+        lines += [
+            f'| `{_kernel(kernel["name"])}` | {kernel["ms"]:.1f} | {kernel["share"]:.1%} | {kernel["calls"]} |'
+            for kernel in profile['kernels'][:8]
+        ]
+        return [*lines, f'| all | {profile["total_ms"]:.1f} | | |']
+    lines += [
+        '| network | batch | step | middle half | images/s | throughput, of BN | activations | of BN | n |',
+        '|---|---|---|---|---|---|---|---|---|',
+    ]
+    for row in found[part]:
+        low, high = row['step_ms_quartiles']
+        lines.append(
+            f'| {row["name"]} | {row["batch"]} | {row["step_ms"]:.1f} ms | {low:.1f} to {high:.1f} '
+            f'| {row["images_per_second"]:,.0f} | **{row["throughput_of_peer"]:.3f}** '
+            f'| {row["activations_mib"]:,.0f} MiB | **{row["activations_of_peer"]:.3f}** | {len(row["step_ms_all"])} |'
+        )
+    return lines
+
+
+def _kernel(name: str) -> str:
+    """The name of a kernel without its types and arguments; of an elementwise one, with its function."""
+    found = re.search(r'([a-zA-Z0-9_]+)(?:<|\()', name.removeprefix('void ').replace('(anonymous namespace)', ''))
+    short = found.group(1) if found else name
+    functor = re.search(r'([A-Za-z]+Functor|launch_[a-z_]+|ReduceOp)', name)
+    return f'{short}, {functor.group(1)}' if functor else short
 
 
 def summary() -> list[str]:

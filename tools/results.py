@@ -149,6 +149,8 @@ def files() -> dict[Path, str]:
         start, name, recipes, end = mark.groups()
         if name == 'bench':
             lines = performance.table(recipes.strip())
+        elif name == 'gpu':
+            lines = performance.gpu(recipes.strip())
         else:
             lines = _seeds(recipes.split()) if name == 'seeds' else tables[name]
         table = '\n'.join(lines)

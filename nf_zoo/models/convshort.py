@@ -83,7 +83,8 @@ class LearnScalarBlock(IdShortBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.downsample is None:
-            return self.c * (self.scale * x + self.branch(x))
+            s = self.scale.to(x.dtype)  # a float32 s would make float32 of the features of autocast
+            return self.c * (s * x + self.branch(x))
         z = self.act(x)
         return self.c * (self.downsample(z) + self.branch(z))
 

@@ -1,6 +1,8 @@
 """What runs on a GPU alone: EUNConv's way there, the engine's prefetcher, averages and mixed precision, compilers."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import timm
 import torch
 from families import small
 from picture_folders import CONFIG, images  # noqa: F401
+from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 from train_toys import outcome, run_toy, stop_at, toy_recipe, toys  # noqa: F401
 
@@ -212,14 +215,29 @@ def test_compiled_it_is_the_same_function_forward_and_backward() -> None:
         assert error(found, wanted.double().cpu()) < 1e-3
 
 
+LOAD_AND_RUN = """
+import sys
+from safetensors.torch import load_file, save_file
+from torch._inductor import aoti_load_package
+package, given, found = sys.argv[1:]
+save_file({'y': aoti_load_package(package)(load_file(given, device='cuda')['x'])}, found)
+"""
+
+
 def test_aotinductor(tmp_path: Path) -> None:
-    from torch._inductor import aoti_compile_and_package, aoti_load_package
+    """The package is loaded by a process of its own, as its users do; a crash there doesn't end the other tests."""
+    from torch._inductor import aoti_compile_and_package
 
     from nf_zoo.export.norms import in_means
 
     model = small('eunnet20_cifar', depths=(1, 1, 1)).cuda().eval()
     x = torch.randn(4, 3, 32, 32, device='cuda')
+    package, given, found = (str(tmp_path / name) for name in ('model.pt2', 'x.safetensors', 'y.safetensors'))
+    save_file({'x': x}, given)
     with torch.no_grad():
         program = torch.export.export(in_means(nf_zoo.fold(model)), (x,))
-        package = aoti_compile_and_package(program, package_path=str(tmp_path / 'model.pt2'))
-        assert error(aoti_load_package(package)(x), model(x).double().cpu()) < 1e-3
+        aoti_compile_and_package(program, package_path=package)
+        command = [sys.executable, '-c', LOAD_AND_RUN, package, given, found]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, f'exit code {run.returncode}: {run.stderr[-2000:]}'
+        assert error(load_file(found)['y'], model(x).double().cpu()) < 1e-3

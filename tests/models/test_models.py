@@ -166,6 +166,15 @@ def test_channels_last_changes_nothing(name):
 
 
 @per_family
+def test_autocast_keeps_the_features_small(name):
+    """A parameter in float32 does not make float32 of the features, which take twice the memory."""
+    model = small(name).train()
+    with torch.autocast('cpu', torch.bfloat16):
+        stages = model.forward_intermediates(images(name), intermediates_only=True)
+    assert {stage.dtype for stage in stages} == {torch.bfloat16}
+
+
+@per_family
 def test_gradient_checkpointing_gives_the_same_gradients(name):
     model, x = small(name).double(), images(name, dtype=torch.float64)
     grads = []

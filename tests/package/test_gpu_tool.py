@@ -14,7 +14,7 @@ def test_networks_take_turns_and_one_that_fails_says_so(tmp_path: Path) -> None:
     assert gpu.main(['steps', *SMALL, '--rounds', '1', '--json', str(file), '--model', *names]) == 0
     assert gpu.main(['profile', *SMALL, '--json', str(file), '--model', 'eunnet18']) == 0
     found = json.loads(file.read_text())
-    assert set(found) == {'machine', 'steps', 'profile'} and found['machine']['torch']
+    assert set(found) == {'date', 'machine', 'steps', 'profile'} and found['machine']['torch']
     assert found['machine']['threads'] > 0
     first, second, failed = found['steps']
     assert [row['name'] for row in found['steps']] == names
