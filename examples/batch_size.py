@@ -41,6 +41,7 @@ NAMES = {
     'bn_resnet20_cifar': 'batch normalization',
     'gn_resnet20_cifar': 'group normalization',
 }
+ARMS = tuple(NAMES)
 RATES = {  # images a step -> learning rates that every network takes
     1: (0.001, 0.003, 0.01),
     2: (0.003, 0.01, 0.03),
@@ -149,12 +150,12 @@ def main(argv: list[str] | None = None) -> None:
         '--batch-sizes', type=int, nargs='+', choices=list(RATES), default=[2, 8, 32, 1], help='which ones, in order'
     )
     parser.add_argument(
-        '--networks', nargs='+', choices=list(NAMES), default=list(NAMES), metavar='NAME', help='which ones, in order'
+        '--networks', nargs='+', choices=ARMS, default=ARMS, metavar='NAME', help='which ones, in order'
     )
     parser.add_argument('--compile', action='store_true', help='compile the networks: twice as fast at one image')
     parser.add_argument('--device', default='cpu', help='cpu or cuda; a GPU captures whole steps instead of compiling')
     args = parser.parse_args(argv)
-    if show(args, draw, list(RATES), list(NAMES)):
+    if show(args, draw, list(RATES), ARMS):
         return
     if args.data_dir is None:
         raise UserError('training needs the images: --data-dir DIR')
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     together = device.type == 'cuda'
     one = partial(run_together, data, device) if together else partial(run, data, args.compile)
     runs = following(args.output, [(batch, args.networks) for batch in args.batch_sizes], rates)
-    run_all(args.output, runs, one, len(data[3]), args.minutes, together)
+    run_all(args.output, runs, one, len(data[3]), args.minutes, device, together)
 
 
 if __name__ == '__main__':

@@ -16,11 +16,12 @@ from nf_zoo.cli.parser import output_file
 from nf_zoo.errors import UserError
 from nf_zoo.net.registry import CIFAR
 from nf_zoo.train.curves import COLOURS
+from nf_zoo.train.report import hardware
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMNS = ['batch', 'form', 'lr', 'seed', 'top1', 'n', 'seconds']
+COLUMNS = ['batch', 'form', 'lr', 'seed', 'top1', 'n', 'seconds', 'hardware']
 SEEDS = (0, 1, 2)
 
 
@@ -114,6 +115,7 @@ def run_all(
     run: Callable[[str, int, list[tuple[float, int]]], list[float]],
     images: int,
     minutes: float,
+    device: torch.device,
     together: bool = False,
 ) -> None:
     """Make the runs, of which each becomes a row of ``path``, and start none after ``minutes``.
@@ -124,6 +126,7 @@ def run_all(
         run: Takes form, batch size, and rate and seed of each run; returns their accuracies in percent.
         images: The number of images that accuracies are measured on.
         minutes: Of this call.
+        device: Where the runs compute; its name becomes a part of the row.
         together: Hand over all runs that may come next, not one after the other.
     """
     start = time.monotonic()
@@ -135,7 +138,7 @@ def run_all(
         found = run(form, batch, todo)
         seconds = (time.process_time() - begin) / len(todo)
         for (lr, seed), accuracy in zip(todo, found, strict=True):
-            row = [batch, form, lr, seed, f'{accuracy:.2f}', images, f'{seconds:.0f}']
+            row = [batch, form, lr, seed, f'{accuracy:.2f}', images, f'{seconds:.0f}', hardware(device)]
             append(path, row)
             print(*row, flush=True)
 

@@ -39,6 +39,7 @@ RATES = {  # images a step -> learning rates
 FORMS = ('converted', 'frozen', 'bn', 'folded')
 # Of the converted network at two images a step: with weight decay, with it but not of g and biases, and with AGC.
 VARIANTS = ('converted, decay', 'converted, decay of v', 'converted, AGC')
+ARMS = (*FORMS, *VARIANTS)
 TRAIN_IMAGES, EPOCHS = 2400, 2
 
 
@@ -136,12 +137,12 @@ def main() -> None:
     parser.add_argument('--data', type=Path, help='folder with train/CLASS/IMAGE and val/CLASS/IMAGE')
     add_options(parser)
     args = parser.parse_args()
-    if show(args, draw, list(RATES), (*FORMS, *VARIANTS)):
+    if show(args, draw, list(RATES), ARMS):
         return
     data = (*images_of(args.data / 'train', TRAIN_IMAGES), *images_of(args.data / 'val'))
     parts = [(2, FORMS), (8, FORMS), (32, FORMS), (1, FORMS), (2, VARIANTS)]
     runs = following(args.output, parts, lambda batch, _: RATES[batch])
-    run_all(args.output, runs, partial(run, data), len(data[3]), args.minutes)
+    run_all(args.output, runs, partial(run, data), len(data[3]), args.minutes, torch.device('cpu'))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
-"""Writes results/<data set>.csv and the tables of README.md, RESULTS.md and docs/performance.md: ``make results``.
+"""Writes results/<data set>.csv and the tables of README.md, RESULTS.md and two pages of docs/: ``make results``.
 
-Speed and memory come from results/bench (performance.py). The others come from the manifests of the bundled weights and
+Speed and memory come from results/bench and results/gpu (performance.py), training with few images a step from the
+examples' results (few_images.py). The others come from the manifests of the bundled weights and
 from results/runs.csv, the runs whose weights are not published.
 ``make results RUNS='DIR DIR'`` adds runs to the latter, of recipes in configs/ alone, with whatever seed.
 """
@@ -20,14 +21,14 @@ from nf_zoo.hub.index import bundled
 from nf_zoo.train.recipe import Recipe, load_recipe
 from nf_zoo.train.run_folder import read_result
 
-from . import performance
+from . import few_images, performance
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / 'results' / 'runs.csv'
 COLUMNS = ['model', 'top1', 'top5', 'param_count', 'img_size', 'recipe', 'sha256']  # timm's, and the last two
 RUN_COLUMNS = ['recipe', 'seed', 'top1', 'top5', 'loss', 'n', 'epochs', 'minutes', 'hardware', 'sha256']
 BEST = 3  # of a data set, in README.md
-# A table's name, for that of seeds its recipes, and for one of benches its file.
+# A table's name, and what it is of: recipes, a file of benches, a part of a GPU's results, or an example.
 MARKED = re.compile(r'(<!-- make results: (\w+)([^\n]*) -->\n).*?(<!-- end -->)', re.DOTALL)
 
 
@@ -151,12 +152,14 @@ def files() -> dict[Path, str]:
             lines = performance.table(recipes.strip())
         elif name == 'gpu':
             lines = performance.gpu(recipes.strip())
+        elif name == 'few_images':
+            lines = few_images.table(recipes.strip())
         else:
             lines = _seeds(recipes.split()) if name == 'seeds' else tables[name]
         table = '\n'.join(lines)
         return f'{start}\n{table}\n\n{end}'
 
-    for name in ('README.md', 'RESULTS.md', 'docs/performance.md'):
+    for name in ('README.md', 'RESULTS.md', 'docs/performance.md', 'docs/conversion.md'):
         text = (ROOT / name).read_text(encoding='utf-8')
         texts[ROOT / name], found = MARKED.subn(table_of, text)
         if found != text.count('<!-- make results: '):
@@ -211,3 +214,4 @@ if __name__ == '__main__':
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding='utf-8')
     performance.draw()
+    few_images.draw()

@@ -59,6 +59,8 @@ def _verify(args: argparse.Namespace) -> int | None:
         else:
             tops = [percent((metrics or {}).get('top1')) for metrics in (found.recorded, found.measured)]
             rows.append([name_tag, 'verified', *tops, found.place])
+        if args.data_dir:  # minutes each
+            say(' '.join(rows[-1][:2]), sys.stderr)
     print(*columns(['name', '', 'recorded', 'measured', 'where'], rows), sep='\n')
     return 1 if failed else None
 

@@ -73,10 +73,14 @@ def is_watched(*tensors: Tensor | None) -> bool:
 
 
 def _is_compiled_with_gradients() -> bool:
-    """Neither torch.export nor a transform of torch.func takes checkpointing."""
+    """Neither torch.export nor a transform of torch.func takes checkpointing.
+
+    The flag is read, as `torch.compiler.is_exporting()` was always true in what torch.compile traces, up to PyTorch
+    2.11 at least: https://github.com/pytorch/pytorch/issues/176347
+    """
     if not torch.is_grad_enabled() or not torch.compiler.is_compiling():
         return False
-    return not torch.compiler.is_exporting() and not is_transformed()
+    return not torch.compiler._is_exporting_flag and not is_transformed()
 
 
 def recomputed_conv(

@@ -137,6 +137,15 @@ def test_an_organization_is_listed(shared: Path, tmp_path: Path, monkeypatch: py
         close_session()
 
 
+def test_verify_all_says_what_is_done_while_it_measures(
+    shared: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    shutil.copytree(shared / f'{NAME}.a', tmp_path / 'hub' / f'{NAME}.a')
+    options = ['verify', '--all', '--hub', str(tmp_path / 'hub'), '--data-dir', str(tmp_path / 'nothing')]
+    assert cli.main(options) == 1
+    assert f'{NAME}.a FAILED\n' in capsys.readouterr().err
+
+
 def test_verify_all_is_a_table_with_an_exit_code(
     shared: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
