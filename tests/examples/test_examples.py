@@ -98,7 +98,8 @@ def test_batch_sizes_from_scratch(
     names = {'nf_resnet20_cifar': 'NF-ResNet', 'bn_resnet20_cifar': 'BN'}
     draw = torch.Generator().manual_seed(0)
     images, labels = torch.randn(20, 3, 32, 32, generator=draw), torch.arange(20) % 10
-    for name, value in dict(NAMES=names, EPOCHS=1, LADDER=(0.003, 0.01, 0.03), RATES={8: (0.003, 0.01, 0.03)}).items():
+    ladder = (0.003, 0.01, 0.03)
+    for name, value in dict(NAMES=names, ARMS=tuple(names), EPOCHS=1, LADDER=ladder, RATES={8: ladder}).items():
         monkeypatch.setattr(batch_size, name, value)
     monkeypatch.setattr(batch_size, 'images_of', lambda *args: (images, labels))
     path, picture = tmp_path / 'runs.csv', tmp_path / 'runs.svg'
