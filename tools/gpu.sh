@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # tools/gpu.sh FOLDER    everything that needs a GPU, in one go: FOLDER/gpu.log and FOLDER/gpu.json
 #
-# Needs Python with PyTorch, timm and pytest; this checkout needn't be installed. A part that fails, or takes longer than
-# its limit, does not keep the others from running: the most important ones come first. PYTHON, SECONDS_FACTOR (1; another
-# one lengthens every limit) and GPU_OPTIONS (of tools/gpu.py) can be set. BESIDE is a command, a training say, that begins
-# with the tests. Nothing is measured before it has ended.
+# Needs Python with PyTorch, timm and pytest; this checkout needn't be installed. A newer timm can lie in PYTHONPATH.
+# A part that fails, or takes longer than its limit, does not keep the others from running: the most important ones come
+# first. PYTHON, SECONDS_FACTOR (1; another one lengthens every limit) and GPU_OPTIONS (of tools/gpu.py) can be set.
+# BESIDE is a command, a training say, that begins with the tests. Nothing is measured before it has ended.
 set -u
 out=${1:?give the folder for the log and the results}
 mkdir -p "$out"
@@ -23,6 +23,12 @@ part() { # NAME SECONDS COMMAND ...
   echo "== $name: exit code $code, $((SECONDS - began)) s" | tee -a "$log"
 }
 
+needed=$(grep -o 'timm>=[0-9.]*' pyproject.toml | cut -d= -f2)
+found=$("$python" -c 'import timm; print(timm.__version__)') || exit 2
+if [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -1)" != "$needed" ]; then
+  echo "gpu.sh: timm $found is too old, $needed or newer is needed; a copy of its folder in PYTHONPATH will do" >&2
+  exit 2
+fi
 nvidia-smi 2>&1 | tee -a "$log" | head -15
 # The networks compile while the tests run, four at a time, each in a process of its own. They share the memory of one
 # card, so their batch is half that of the eager steps.

@@ -1,6 +1,9 @@
 """tools/gpu.py, as far as a CPU goes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from tools import gpu
@@ -31,3 +34,14 @@ def test_when_the_time_is_over_the_rest_is_named(tmp_path: Path) -> None:
     assert gpu.main(['steps', *SMALL, '--seconds', '0', '--json', str(file), '--model', *names]) == 0
     first, second = json.loads(file.read_text())['steps']
     assert len(first['step_ms_all']) == 1 and second['error'] == 'no time was left'
+
+
+def test_an_old_timm_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / 'timm.py').write_text("__version__ = '1.0.29'\n")
+    run = subprocess.run(
+        ['bash', str(Path(gpu.__file__).with_name('gpu.sh')), str(tmp_path / 'out')],
+        env={**os.environ, 'PYTHON': sys.executable, 'PYTHONPATH': str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2 and run.stderr.count('\n') == 1 and 'timm 1.0.29 is too old' in run.stderr
