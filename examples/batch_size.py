@@ -132,7 +132,7 @@ def draw(rows: list[Row], path: Path) -> None:
     draw_best(axes, rows, list(RATES), NAMES)
     axes.set(ylabel='top-1 on the 10,000 test images, %', title='5,000 images of CIFAR-10, depth 20, 8 epochs')
     axes.grid(alpha=0.3)
-    figure.suptitle('From scratch with few images a step: the best rate, mean and range of 3 seeds', fontsize=11)
+    figure.suptitle('From scratch with few images a step: the best rate, mean and range of its seeds', fontsize=11)
     figure.legend(loc='outside lower center', ncols=len(NAMES))
     save(figure, path)
 
