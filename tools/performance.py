@@ -26,12 +26,16 @@ def table(name: str) -> list[str]:
     return [line for found in measured(name) for line in ['', *_table(found)]][1:]
 
 
-def _table(found: dict[str, Any]) -> list[str]:
+def _heading(found: dict[str, Any], command: str) -> list[str]:
+    """By what, when and where it was measured."""
     machine = found['machine']
-    versions = ', '.join(f'{key} {machine[key]}' for key in ('python', 'torch', 'timm') if key in machine)
+    versions = ', '.join(f'{key} {machine[key]}' for key in ('python', 'torch', 'timm', 'cuda') if key in machine)
+    return [f'`{command}`, {found["date"]}: {machine["hardware"]}, {versions}.', '']
+
+
+def _table(found: dict[str, Any]) -> list[str]:
     lines = [
-        f'`{found["command"]}`, {found["date"]}: {machine["hardware"]}, {versions}.',
-        '',
+        *_heading(found, found['command']),
         '| what | peer | ratio | middle half | measured | peer | n |',
         '|---|---|---|---|---|---|---|',
     ]
@@ -47,22 +51,16 @@ def _table(found: dict[str, Any]) -> list[str]:
 def gpu(part: str) -> list[str]:
     """The measurements of a GPU: ``part`` is 'compiled' or 'steps', of training, or 'profile', of kernels."""
     found = json.loads(GPU.read_text(encoding='utf-8'))
-    machine = found['machine']
-    versions = ', '.join(f'{key} {machine[key]}' for key in ('python', 'torch', 'timm', 'cuda'))
-    lines = [f'`tools/gpu.sh`, {found["date"]}: {machine["hardware"]}, {versions}.', '']
-    if part == 'profile':
-        profile = found['profile'][0]
-        lines += ['| kernel | ms a step | share | calls |', '|---|---|---|---|']
-        lines += [
-            f'| `{_kernel(kernel["name"])}` | {kernel["ms"]:.1f} | {kernel["share"]:.1%} | {kernel["calls"]} |'
-            for kernel in profile['kernels'][:8]
-        ]
-        return [*lines, f'| all | {profile["total_ms"]:.1f} | | |']
-    lines += [
+    lines = _kernels(found[part][0]) if part == 'profile' else _steps(found[part])
+    return [*_heading(found, 'tools/gpu.sh'), *lines]
+
+
+def _steps(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
         '| network | batch | step | middle half | images/s | throughput, of BN | activations | of BN | n |',
         '|---|---|---|---|---|---|---|---|---|',
     ]
-    for row in found[part]:
+    for row in rows:
         low, high = row['step_ms_quartiles']
         lines.append(
             f'| {row["name"]} | {row["batch"]} | {row["step_ms"]:.1f} ms | {low:.1f} to {high:.1f} '
@@ -70,6 +68,19 @@ def gpu(part: str) -> list[str]:
             f'| {row["activations_mib"]:,.0f} MiB | **{row["activations_of_peer"]:.3f}** | {len(row["step_ms_all"])} |'
         )
     return lines
+
+
+def _kernels(profile: dict[str, Any]) -> list[str]:
+    """The eight largest kernels."""
+    return [
+        '| kernel | ms a step | share | calls |',
+        '|---|---|---|---|',
+        *(
+            f'| `{_kernel(kernel["name"])}` | {kernel["ms"]:.1f} | {kernel["share"]:.1%} | {kernel["calls"]} |'
+            for kernel in profile['kernels'][:8]
+        ),
+        f'| all | {profile["total_ms"]:.1f} | | |',
+    ]
 
 
 def _kernel(name: str) -> str:

@@ -146,17 +146,11 @@ def files() -> dict[Path, str]:
         'performance': performance.summary(),
     }
 
+    makers = {'bench': performance.table, 'gpu': performance.gpu, 'few_images': few_images.table, 'seeds': _seeds}
+
     def table_of(mark: re.Match[str]) -> str:
-        start, name, recipes, end = mark.groups()
-        if name == 'bench':
-            lines = performance.table(recipes.strip())
-        elif name == 'gpu':
-            lines = performance.gpu(recipes.strip())
-        elif name == 'few_images':
-            lines = few_images.table(recipes.strip())
-        else:
-            lines = _seeds(recipes.split()) if name == 'seeds' else tables[name]
-        table = '\n'.join(lines)
+        start, name, of, end = mark.groups()
+        table = '\n'.join(makers[name](of.strip()) if name in makers else tables[name])
         return f'{start}\n{table}\n\n{end}'
 
     for name in ('README.md', 'RESULTS.md', 'docs/performance.md', 'docs/conversion.md'):
@@ -179,11 +173,11 @@ def _runs() -> list[str]:
     ]
 
 
-def _seeds(recipes: list[str]) -> list[str]:
-    """A row for each of ``recipes``, which were run with several seeds."""
+def _seeds(recipes: str) -> list[str]:
+    """A row for each of the ``recipes``, names with spaces between them, which were run with several seeds."""
     lines = ['| recipe | seeds | top-1, mean | lowest ... highest | loss, mean |', '|---|---|---|---|---|']
     known = unpublished()
-    for name in recipes:
+    for name in recipes.split():
         runs = [row for row in known if Path(row['recipe']).stem == name]
         if len(runs) < 2:
             sys.exit(f'{name}: results/runs.csv has no runs with several seeds')
