@@ -36,16 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = _recipe(options.pop('recipe'), options)
     if change and not recipe.resume:
         raise UserError('--change is for a run that goes on: give --resume too')
-    if dry_run:
-        from ..train.plan import describe
+    with others_download(recipe.model, recipe.pretrained):
+        return _plan(recipe, change) if dry_run else _train(recipe, change)
 
-        with others_download(recipe.model, recipe.pretrained):
-            for line in describe(recipe, change=change):
-                say(line)
-        return 0
+
+def _plan(recipe: Recipe, change: bool) -> int:
+    from ..train.plan import describe
+
+    for line in describe(recipe, change=change):
+        say(line)
+    return 0
+
+
+def _train(recipe: Recipe, change: bool) -> int:
     try:
-        with others_download(recipe.model, recipe.pretrained):
-            train(recipe, log=say, change=change)
+        train(recipe, log=say, change=change)
     except BrokenPipeError:  # not done, whatever `main` makes of a reader that has seen enough
         raise CheckFailed(
             f'nothing reads the output any more, so the run has ended; its last checkpoint is in {recipe.run_dir}, '

@@ -3,17 +3,67 @@
 import io
 import logging
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
+from ..folding.blocks import PlainBlock, PostBlock
+from ..layers.affine_conv import Shift, ShiftedReLU, add_bias, bias_and_conv
 from .images import Images
 
 CALIBRATION = 256  # images at most, spread over the folder
 BESIDE_NORMS = ['Conv', 'Gemm', 'MaxPool', 'AveragePool']
+
+
+@torch.no_grad()
+def padded(network: nn.Module) -> nn.Module:
+    """A copy of a folded network in which no ReLU has a bias, max(z + b, b). One b for all channels is in the padding.
+
+    The quantizer leaves a ReLU out, because the unsigned 8 bits behind it hold no number below 0. It leaves a maximum
+    with one b out too, although they hold the numbers from 0 to b. It keeps a maximum with one b for each channel, but
+    the 8 bits before that are coarser, because they also hold what it removes.
+    """
+    network = deepcopy(network)
+    blocks = [module for module in network.modules() if isinstance(module, PlainBlock)]
+    for block, following in zip_longest(blocks, blocks[1:]):
+        if block.between is not None:
+            block.conv2 = _bias_back(block.conv1, block.between, block.conv2)
+            block.between = None
+        if isinstance(block, PostBlock) and block.behind is not None:
+            skip = 1.0 if following.skip is None else following.skip
+            add_bias(following.last(), skip * block.behind.bias.flatten())
+            following.conv1 = _bias_back(block.last(), block.behind, following.conv1)
+            block.behind = None
+    for block in blocks:
+        block.conv1, block.conv2 = _in_padding(block.conv1), _in_padding(block.conv2)
+    return network
+
+
+def _bias_back(conv: nn.Module, relu: ShiftedReLU, following: nn.Module) -> nn.Module:
+    """Take the bias of ``relu`` from ``conv``; returns ``following`` with it."""
+    add_bias(conv, -relu.bias.flatten())
+    return nn.Sequential(OrderedDict(bias=Shift(relu.bias), conv=following))
+
+
+def _in_padding(conv: nn.Module) -> nn.Module:
+    """conv(x + b) with one b for all channels as conv(pad(x)) + c. Other convolutions are returned as they are."""
+    parts = bias_and_conv(conv)
+    if parts is None or parts[0].numel() > 1:
+        return conv
+    bias, plain = parts
+    assert not isinstance(plain.padding, str)
+    add_bias(plain, plain.weight.sum((1, 2, 3)) * bias)
+    (rows, columns), plain.padding = plain.padding, (0, 0)
+    fill = nn.ConstantPad2d((columns, columns, rows, rows), -bias.item())
+    return nn.Sequential(OrderedDict(pad=fill, conv=plain))
 
 
 def quantized(proto: Any, images: Images, normed: bool) -> Any:

@@ -70,13 +70,16 @@ def export_onnx(
     case = Case(model, path, input_size, fold, tolerance, images, dynamic_batch, dynamic_size)
     # A convolution of a normalised input has the same range for every image, and that range fits 8 bits.
     network = in_means(case.network, defer=dtype != 'int8')
+    normed = network is not case.network
+    if dtype == 'int8':
+        from .int8 import padded, quantized
+
+        network = padded(network)
     proto = _to_onnx(case, network, dynamic_batch, dynamic_size)
     if dtype == 'float16':
         _halve(proto)
     elif calibration is not None:
-        from .int8 import quantized
-
-        proto = quantized(proto, Images(calibration, case.facts), network is not case.network)
+        proto = quantized(proto, Images(calibration, case.facts), normed)
     if proto.ByteSize() > ONNX_LIMIT:
         raise UserError(f'the ONNX file would have {proto.ByteSize():,} bytes; the format ends at {ONNX_LIMIT:,}')
     facts = case.facts | {'dtype': dtype, 'tolerance': tolerance}
@@ -111,7 +114,7 @@ def _to_onnx(case: Case, network: nn.Module, dynamic_batch: bool, dynamic_size: 
             input_names=['input'],
             output_names=names,
             dynamic_shapes=({i: torch.export.Dim(name) for i, name in vary.items()},) if vary else None,
-            custom_translation_table={torch.ops.aten.mean.dim: _mean},
+            custom_translation_table={torch.ops.aten.mean.dim: _mean, torch.ops.aten.maximum.default: _maximum},
         )
     except torch.onnx.errors.OnnxExporterError as error:
         raise case.refuse(error) from None
@@ -137,6 +140,15 @@ def _mean(x, dim: Sequence[int], keepdim: bool = False, dtype: int = -1):  # typ
         if axes == [1, *pixels] and keepdim:
             x, axes = op.GlobalAveragePool(x), [1]
     return op.ReduceMean(x, op.Constant(value_ints=axes), keepdims=keepdim)
+
+
+def _maximum(x, least):  # type: ignore[no-untyped-def]
+    """The maximum with one number as Clip, which ONNX Runtime computes inside the convolution before it."""
+    from onnxscript import opset20 as op
+
+    if len(least.shape) <= len(x.shape) and all(size == 1 for size in least.shape):
+        return op.Clip(x, op.Squeeze(least))
+    return op.Max(x, least)
 
 
 def _halve(proto: Any) -> None:

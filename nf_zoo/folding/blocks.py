@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 
-from ..layers.affine_conv import add_bias
+from ..layers.affine_conv import ShiftedReLU, add_bias, bias_and_conv
 from ..layers.input_norm import InputNormConv2d, Standardize
 from ..layers.std_conv import plain_conv
 from ..net.branch import ResidualBlock
@@ -23,7 +23,7 @@ class PlainBlock(nn.Module):
 
     Args:
         convs: The two or three convolutions of F, which has activations between them. The block keeps and changes them.
-            Each may be a sequence with a bias or padding before it, or with squeeze-and-excite after it.
+            Each may be a sequence with a bias before it, or with squeeze-and-excite after it.
         shortcut: h; None for the identity. A parameter-free one becomes a strided 1x1 convolution.
         attn: Attention after the last convolution; None or an ``nn.Identity`` for no attention.
         skip: Factor of h: a constant, or a learned scalar (1,).
@@ -79,6 +79,10 @@ class PlainBlock(nn.Module):
                 add_bias(self.last(), shift)
             elif shift is not None:
                 self.shift = self._parameter(shift)
+            self.between: ShiftedReLU | None = None
+            parts = bias_and_conv(self.conv2)  # no bias is before the third convolution, since that pads nothing
+            if parts is not None and self.is_relu:
+                self.between, self.conv2 = _relu(self.conv1, parts[0]), parts[1]
         self.train(self.conv1.training)
 
     @classmethod
@@ -154,9 +158,9 @@ class PlainBlock(nn.Module):
     @torch.jit.unused
     def is_watched(self) -> bool:
         """Whether a forward hook sees a tensor that the block could overwrite."""
-        parts = [self.act, self.attn, *self.convs()]
+        parts = list(self.children())
         parts += [part[-1] for part in parts if isinstance(part, nn.Sequential)]
-        hooked = any(part is not None and (part._forward_hooks or part._forward_pre_hooks) for part in parts)
+        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
         return hooked or bool(nn.modules.module._global_forward_hooks)
 
     def activate(self, x: Tensor, overwrite: bool) -> Tensor:
@@ -169,7 +173,12 @@ class PlainBlock(nn.Module):
 
     def branch(self, x: Tensor, overwrite: bool) -> Tensor:
         """F(x) with attention, gain and shift."""
-        x = self.conv2(self.activate(self.conv1(x), overwrite))
+        x = self.conv1(x)
+        if self.between is not None:
+            x = self.between(x, overwrite)
+        else:
+            x = self.activate(x, overwrite)
+        x = self.conv2(x)
         if self.conv3 is not None:
             x = self.conv3(self.activate(x, overwrite))
         return self.scaled(x)
@@ -211,6 +220,7 @@ class PostBlock(PlainBlock):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.norm: nn.Module = nn.Identity()
+        self.behind: ShiftedReLU | None = None
         first, shortcut = self.conv1, self.downsample
         if isinstance(first, InputNormConv2d) and isinstance(shortcut, nn.Sequential):
             pool, conv = shortcut
@@ -223,4 +233,27 @@ class PostBlock(PlainBlock):
         overwrite = self.overwrites()
         z = self.norm(x)
         h = x if self.downsample is None else self.downsample(z)
-        return self.activate(self.merge(h, self.branch(z, overwrite), overwrite), overwrite)
+        y = self.merge(h, self.branch(z, overwrite), overwrite)
+        if self.behind is not None:
+            return self.behind(y, overwrite)
+        return self.activate(y, overwrite)
+
+    @torch.no_grad()
+    def take_bias(self, following: 'PostBlock') -> None:
+        """Take up a bias b that ``following`` adds before its first convolution, if possible.
+
+        The output is then that of before plus b. The identity shortcut of ``following`` passes it on, so its last
+        convolution takes it off again.
+        """
+        parts = bias_and_conv(following.conv1)
+        possible = self.is_relu and self.attn is None and following.attn is None and following.downsample is None
+        if parts is not None and possible:
+            bias, following.conv1 = parts
+            self.behind = _relu(self.last(), bias)
+            add_bias(following.last(), -bias if following.skip is None else -following.skip * bias)
+
+
+def _relu(conv: nn.Module, bias: Tensor) -> ShiftedReLU:
+    """What gives relu(z) + b for the output z of ``conv``, which takes b up: relu(z) + b = max(z + b, b)."""
+    add_bias(conv, bias)
+    return ShiftedReLU(bias)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import UserError
-from ..layers.affine_conv import Fill, Scale, Shift, add_bias
+from ..layers.affine_conv import Scale, Shift, add_bias
 from ..layers.input_norm import InputNormConv2d, Standardize
 from ..layers.std_conv import plain_conv
 from ..net.parts import GammaAct, PadShortcut, SqueezeExcite
@@ -52,16 +52,14 @@ def scale_input(module: nn.Module, factor: float | Tensor) -> None:
     """Let ``module`` give for x what it gave for ``factor`` x.
 
     Args:
-        module: A convolution, a normalisation, or a sequence with one of them after pooling, padding and biases. A
-            sequence without one (a pooling alone) is left as it is.
+        module: A convolution, a normalisation, or a sequence with one of them after pooling and biases. A sequence
+            without one (a pooling alone) is left as it is.
         factor: A positive scalar.
     """
     if isinstance(module, nn.Sequential):
         for part in module:
             if isinstance(part, Shift):
                 part.bias.div_(factor)
-            elif isinstance(part, Fill):
-                part.value /= float(factor)
             elif isinstance(part, nn.Conv2d):
                 return scale_input(part, factor)
     elif isinstance(module, Standardize | InputNormConv2d):

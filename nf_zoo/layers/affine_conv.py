@@ -136,19 +136,6 @@ class ReluConv2d(nn.Conv2d):
         return plain_conv(self, self.weight, self.bias)
 
 
-class Fill(nn.ConstantPad2d):
-    """Padding with a constant that is part of the state_dict.
-
-    The constant is a Python number, because the padding operator takes no tensor.
-    """
-
-    def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.value, dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        self.value = float(state)
-
-
 class Scale(nn.Module):
     """gain * x with one gain: a factor that no convolution could take."""
 
@@ -171,6 +158,19 @@ class Shift(nn.Module):
         return x + self.bias
 
 
+class ShiftedReLU(nn.Module):
+    """relu(x - b) + b = max(x, b), with one b or one for each channel, stored as (-1, 1, 1)."""
+
+    def __init__(self, bias: Tensor):
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach().view(-1, 1, 1).clone())
+
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """``overwrite``: compute in the memory of ``x``."""
+        bias = self.bias.to(x.dtype)
+        return x.clamp_min_(bias) if overwrite else torch.maximum(x, bias)
+
+
 def add_bias(module: nn.Module, bias: Tensor) -> None:
     """Add ``bias``, (1,) or (out,), to the output of ``module``: a convolution, or a sequence that ends with one."""
     conv = module[-1] if isinstance(module, nn.Sequential) else module
@@ -179,12 +179,19 @@ def add_bias(module: nn.Module, bias: Tensor) -> None:
     conv.bias = nn.Parameter(bias.clone() if conv.bias is None else conv.bias.detach() + bias)
 
 
+def bias_and_conv(module: nn.Module) -> tuple[Tensor, nn.Conv2d] | None:
+    """The bias (1,) or (in,) before a convolution, and the convolution, of what :func:`biased` gave. Else None."""
+    if not isinstance(module, nn.Sequential) or not isinstance(module[0], Shift):
+        return None
+    assert isinstance(module[1], nn.Conv2d)
+    return module[0].bias.flatten(), module[1]
+
+
 @torch.no_grad()
 def biased(conv: nn.Module, before: Tensor, after: Tensor | None = None) -> nn.Module:
     """conv(x + before) + after as plain modules. Changes ``conv``.
 
-    Zero padding must not receive the bias. A scalar bias is folded by padding with -bias instead of 0; a bias per
-    channel stays an Add.
+    Zero padding must not receive the bias. So before a convolution that pads, the bias stays a :class:`Shift`.
 
     Args:
         conv: A plain convolution.
@@ -194,11 +201,7 @@ def biased(conv: nn.Module, before: Tensor, after: Tensor | None = None) -> nn.M
     if after is not None:
         add_bias(conv, after)
     assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
-    if any(conv.padding) and before.numel() > 1:
+    if any(conv.padding):
         return nn.Sequential(OrderedDict(bias=Shift(before), conv=conv)).train(conv.training)
     add_bias(conv, (conv.weight * before.view(1, -1, 1, 1)).sum((1, 2, 3)))
-    if not any(conv.padding):
-        return conv
-    (rows, columns), conv.padding = conv.padding, (0, 0)
-    fill = Fill((columns, columns, rows, rows), -before.item())
-    return nn.Sequential(OrderedDict(pad=fill, conv=conv)).train(conv.training)
+    return conv

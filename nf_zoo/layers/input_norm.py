@@ -10,26 +10,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError, nearest
-from .affine_conv import FactorConv2d
 from .recomputed import Before, is_transformed, recomputed_conv
 
 NORMS = ('sample', 'tensor', 'l2')
 
 
-def standardize_images(x: Tensor, eps: float) -> Tensor:
-    """Normalise each image of (N, C, H, W) to mean 0 and variance 1."""
+def standardize_images(x: Tensor, eps: float, factor: Tensor | None = None) -> Tensor:
+    """Normalise each image of (N, C, H, W) to mean 0 and variance 1, then multiply by the scalar ``factor`` (1,)."""
     as_channels = x.is_cuda and x.numel() > len(x)  # batch normalization refuses no number, and a single one
     if not torch.jit.is_scripting():
         as_channels = as_channels and not is_transformed()  # vmap can't tell the memory format
     if as_channels:
-        return _as_channels(x, eps)
-    return F.group_norm(x, 1, None, None, eps)
+        return _as_channels(x, eps, factor)
+    return F.group_norm(x, 1, _each(factor, x.shape[1]), None, eps)
 
 
 torch.fx.wrap('standardize_images')  # a tracer can't tell where its tensors are
 
 
-def _as_channels(x: Tensor, eps: float) -> Tensor:
+def _each(factor: Tensor | None, count: int) -> Tensor | None:
+    """A scalar as the weight (count,) of a normalisation, which multiplies by it at no cost."""
+    return None if factor is None else factor.expand(count).contiguous()
+
+
+def _as_channels(x: Tensor, eps: float, factor: Tensor | None) -> Tensor:
     """The same by batch normalization, in which the images are the channels of one image.
 
     Its kernels for a GPU read the features once for both moments, and once more in backward. Those of group
@@ -38,18 +42,23 @@ def _as_channels(x: Tensor, eps: float) -> Tensor:
     n, c, h, w = x.shape
     last = x.is_contiguous(memory_format=torch.channels_last)
     rows = (x.permute(0, 2, 3, 1) if last else x).reshape(1, n, c * h * w)
-    y = F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=eps)
+    y = F.batch_norm(rows, None, None, _each(factor, n), training=True, momentum=0.0, eps=eps)
     return y.view(n, h, w, c).permute(0, 3, 1, 2) if last else y.view(n, c, h, w)
 
 
-def standardize(x: Tensor, norm: str, eps: float) -> Tensor:
-    """Normalise features (N, C, H, W): per image ('sample'), over the whole batch ('tensor'), or per pixel ('l2')."""
+def standardize(x: Tensor, norm: str, eps: float, factor: Tensor | None = None) -> Tensor:
+    """Normalise features (N, C, H, W): per image ('sample'), over the whole batch ('tensor'), or per pixel ('l2').
+
+    ``factor``: a scalar (1,) for the normalised features.
+    """
     if norm == 'sample':
-        return standardize_images(x, eps)
+        return standardize_images(x, eps, factor)
     if norm == 'tensor':
         var, mean = torch.var_mean(x, unbiased=False)
-        return (x - mean) * torch.rsqrt(var + eps)
-    return F.normalize(x, p=2.0, dim=1)
+        y = (x - mean) * torch.rsqrt(var + eps)
+    else:
+        y = F.normalize(x, p=2.0, dim=1)
+    return y if factor is None else factor.to(y.dtype) * y
 
 
 class Standardize(nn.Module):
@@ -68,7 +77,7 @@ class Standardize(nn.Module):
 
 
 def _standardized(norm: str, eps: float) -> Before:
-    return lambda x, _: standardize(x, norm, eps)
+    return lambda x, factor: standardize(x, norm, eps, factor)
 
 
 def _refuse_single_images(x: Tensor, weight: Tensor) -> None:
@@ -96,6 +105,7 @@ def input_norm_conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    factor: Tensor | None,
     norm: str,
     eps: float,
     stride: list[int],
@@ -103,19 +113,19 @@ def input_norm_conv(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """conv2d(standardize(x, norm, eps), weight, bias, ...), with the memory of the convolution alone."""
+    """conv2d(standardize(x, norm, eps, factor), weight, bias, ...), with the memory of the convolution alone."""
     if not torch.jit.is_scripting():
         if norm == 'tensor':
             _refuse_single_images(x, weight)
         conv = (stride, padding, dilation, groups)
-        return recomputed_conv(_standardized(norm, eps), x, None, weight, bias, conv)
-    return F.conv2d(standardize(x, norm, eps), weight, bias, stride, padding, dilation, groups)
+        return recomputed_conv(_standardized(norm, eps), x, factor, weight, bias, conv)
+    return F.conv2d(standardize(x, norm, eps, factor), weight, bias, stride, padding, dilation, groups)
 
 
 torch.fx.wrap('input_norm_conv')  # fx can't look into an autograd.Function
 
 
-class InputNormConv2d(FactorConv2d):
+class InputNormConv2d(nn.Conv2d):
     r"""EUNConv: :math:`y = W (x - \mu) / \sqrt{\sigma^2 + \epsilon} + b`. Nguyen et al. (2023), equation 8.
 
     Args:
@@ -136,10 +146,12 @@ class InputNormConv2d(FactorConv2d):
         self.eps = eps
 
     def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        """``factor``: a scalar for weight and bias."""
-        weight, bias = self.scaled(factor)
+        """``factor``: a scalar (1,) that multiplies the output. The normalised input and the bias take it up."""
+        bias = self.bias
+        if factor is not None and bias is not None:
+            bias = factor * bias
         conv = (self.stride, self.padding, self.dilation, self.groups)
-        return input_norm_conv(x, weight, bias, self.norm, self.eps, *conv)  # type: ignore[arg-type]
+        return input_norm_conv(x, self.weight, bias, factor, self.norm, self.eps, *conv)  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, norm={self.norm}'

@@ -66,8 +66,8 @@ class ResidualBlock(nn.Module):
     def scaled_branch(self, x: Tensor, s: Tensor) -> Tensor:
         """s F(x), with dropout after the last convolution too.
 
-        The scalar s (1,) is a factor of the last convolution's weight and bias, as of
-        :class:`~nf_zoo.layers.affine_conv.FactorConv2d`. Autograd would save F(x) for the product s F(x).
+        The last convolution takes the scalar s (1,) up, as :class:`~nf_zoo.layers.affine_conv.FactorConv2d` does in its
+        weight and bias. Autograd would save F(x) for the product s F(x).
         """
         f = self.act(self.drop(self.conv1(x)))
         if self.conv3 is None:

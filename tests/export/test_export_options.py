@@ -23,6 +23,7 @@ from nf_zoo.export import (
     export_pt2,
     export_torchscript,
     formats,
+    int8,
     norms,
     onnx_file,
     survey,
@@ -96,6 +97,21 @@ def test_int8(name: str, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFi
         assert list(scale.dims) == [weight.dims[0]]
     assert json.loads(session(path).get_modelmeta().custom_metadata_map['class_names']) == ['b', 'a', 'c']
     assert sorted(p.name for p in tmp_path.iterdir()) == ['model.onnx', 'pictures']
+
+
+@pytest.mark.parametrize(('name', 'maximum'), [('fixup_resnet20_cifar', 'Clip'), ('rescalenet20_cifar', 'Max')])
+def test_biases_before_padding(name: str, maximum: str, tmp_path: Path) -> None:
+    """ReLU has taken them up in floating point. For 8 bits it gives them back, and each form computes the same."""
+    model = build(name, depths=(2, 2, 1)).double()
+    folded, x = nf_zoo.fold(model), torch.randn(2, *SIZE, dtype=torch.float64)
+    text, of_8_bits = repr(folded), int8.padded(folded)
+    for form in (folded, of_8_bits):
+        torch.testing.assert_close(form(x), model(x), rtol=1e-10, atol=1e-10)
+    kinds = [Counter(type(m).__name__ for m in form.stages.modules()) for form in (folded, of_8_bits)]
+    assert [kind['ShiftedReLU'] for kind in kinds] == [7, 0]  # of ten convolutions, three come first in a stage
+    assert (kinds[1]['ConstantPad2d'], kinds[1]['Shift']) == ((10, 0) if maximum == 'Clip' else (0, 10))
+    assert repr(folded) == text
+    assert export_onnx(model.float(), tmp_path / 'model.onnx', input_size=SIZE).ops[maximum] == 7
 
 
 def test_float16_stores_half_the_bytes(tmp_path: Path) -> None:

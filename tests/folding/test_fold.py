@@ -16,7 +16,7 @@ import nf_zoo
 from nf_zoo.errors import UserError
 from nf_zoo.folding.blocks import PlainBlock
 from nf_zoo.folding.network import fold
-from nf_zoo.layers.affine_conv import AffineConv2d, PreBiasConv2d
+from nf_zoo.layers.affine_conv import AffineConv2d, PreBiasConv2d, Shift
 from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
 from nf_zoo.layers.std_conv import WeightConv2d
 from nf_zoo.net.parts import PadShortcut
@@ -61,6 +61,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [
     ('nf_seresnet50', {}, 5),
     ('rescalenet18', {}, 1),  # as idshort_resnet18
     ('rescalenet20_cifar', dict(SE, drop_conv_rate=0.5), 10),
+    ('rescalenet50', {}, 0),
     ('rescalenet50', dict(output_stride=16), -1),
     ('skipinit_resnet20_cifar', SE, 10),
     ('skipinit_resnet50', dict(output_stride=8), 0),
@@ -89,8 +90,8 @@ every_family = pytest.mark.parametrize('name', FAMILIES)
 NOTHING = {'flatten', 'dropout'}  # the latter in eval mode
 PLAIN = {'_convolution', 'relu', 'relu_', 'add_', 'max_pool2d', 'adaptive_avg_pool2d', 'linear'} | NOTHING
 EXTRA = {
-    'fixup': {'pad', 'add'},  # a bias before padding; the bias before the pooling, which is behind the last features
-    'rescale': {'add', 'avg_pool2d'},  # biases per channel before padding and before the pooling
+    'fixup': {'add', 'clamp_min_', 'to'},  # biases behind a feature level; ReLU with a bias, which has x's dtype
+    'rescale': {'add', 'clamp_min_', 'to', 'avg_pool2d'},
     'nf_resnet': {'avg_pool2d'},
     'nf_seresnet': {'avg_pool2d'},
     'nf_regnet': {'avg_pool2d', 'silu', 'silu_'},
@@ -148,6 +149,17 @@ def test_features_only(name: str) -> None:
     close(folded(x), model(x))
     # Without the stem's level, nothing is in the way.
     assert name.startswith('learnscalar') or all(b.skip is None for b in children(folded, PlainBlock))
+
+
+@pytest.mark.parametrize('name', ['fixup_resnet50', 'fixup_resnet20_cifar', 'rescalenet50', 'rescalenet20_cifar'])
+@torch.inference_mode()
+def test_relu_takes_biases_before_padding(name: str) -> None:
+    """What is left stands behind a feature level, before a convolution that pads: first in a stage of basic blocks."""
+    model = build(name)
+    folded = fold(model)
+    left = [key for key, module in folded.stages.named_modules() if isinstance(module, Shift)]
+    assert left == ([] if name.endswith('50') else [f'{stage}.0.conv1.bias' for stage in range(3)])
+    same(folded, model, images(name))
 
 
 def test_a_tensor_is_normalised_once_for_two_convolutions() -> None:

@@ -226,9 +226,13 @@ def test_eunconv_keeps_its_input_alone(norm: str, shape: dict[str, int], compile
     assert sum(kept.values()) == x.numel() + conv.weight.numel()
 
 
-def test_the_factor_is_a_factor() -> None:
-    conv, x, s = eunconv(), torch.randn(2, 4, 6, 6, dtype=torch.float64), torch.tensor(-0.7, dtype=torch.float64)
-    torch.testing.assert_close(conv(x, s), s * conv(x), **EXACT)
+@pytest.mark.parametrize('norm', NORMS)
+def test_the_factor_is_a_factor(norm: str) -> None:
+    x, s = torch.randn(2, 4, 6, 6, dtype=torch.float64), torch.tensor([-0.7], dtype=torch.float64, requires_grad=True)
+    for conv in (eunconv(norm=norm), eunconv(norm=norm, bias=False)):
+        inputs = (x.requires_grad_(), s, *conv.parameters())
+        found, expected = ((y, *torch.autograd.grad(y.cos().sum(), inputs)) for y in (conv(x, s), s * conv(x)))
+        torch.testing.assert_close(found, expected, **EXACT)
 
 
 def test_invariances() -> None:
@@ -256,17 +260,21 @@ def test_autocast_gives_gradients_in_the_parameters_dtype() -> None:
     assert {t.grad.dtype for t in (x, conv.weight, conv.bias)} == {torch.float32}
 
 
+@pytest.mark.parametrize('factor', [None, -0.7])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
-def test_the_way_of_a_gpu_computes_the_same(layout: torch.memory_format) -> None:
+def test_the_way_of_a_gpu_computes_the_same(layout: torch.memory_format, factor: float | None) -> None:
     """Values, gradients and second derivatives of the batch normalization of rows, in which images are channels."""
     x = (3 + 2 * torch.randn(3, 4, 5, 6, dtype=torch.float64)).to(memory_format=layout).requires_grad_()
+    s = None if factor is None else torch.tensor([factor], dtype=torch.float64, requires_grad=True)
+    inputs = [x] if s is None else [x, s]
 
     def derivatives(y: Tensor) -> tuple[Tensor, ...]:
-        (grad,) = torch.autograd.grad(y.cos().sum(), x, create_graph=True)
-        return y, grad, *torch.autograd.grad(grad.sin().sum(), x)
+        grads = torch.autograd.grad(y.cos().sum(), inputs, create_graph=True)
+        return y, *grads, *torch.autograd.grad(sum(grad.sin().sum() for grad in grads), inputs)
 
-    found = derivatives(input_norm._as_channels(x, 1e-5))
-    torch.testing.assert_close(found, derivatives(by_equation(x, 'sample', 1e-5)), **EXACT)
+    found = derivatives(input_norm._as_channels(x, 1e-5, s))
+    expected = by_equation(x, 'sample', 1e-5)
+    torch.testing.assert_close(found, derivatives(expected if s is None else s * expected), **EXACT)
     assert found[0].is_contiguous(memory_format=layout)
 
 
