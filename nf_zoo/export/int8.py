@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..folding.blocks import PlainBlock, PostBlock
-from ..layers.affine_conv import Shift, ShiftedReLU, add_bias, bias_and_conv
+from ..folding.blocks import PlainBlock
+from ..layers.affine_conv import Shift, add_bias, bias_and_conv
 from .images import Images
 
 CALIBRATION = 256  # images at most, spread over the folder
@@ -32,25 +31,16 @@ def padded(network: nn.Module) -> nn.Module:
     the 8 bits before that are coarser, because they also hold what it removes.
     """
     network = deepcopy(network)
-    blocks = [module for module in network.modules() if isinstance(module, PlainBlock)]
-    for block, following in zip_longest(blocks, blocks[1:]):
+    for block in network.modules():
+        if not isinstance(block, PlainBlock):
+            continue
         if block.between is not None:
-            block.conv2 = _bias_back(block.conv1, block.between, block.conv2)
+            bias = block.between.bias
+            add_bias(block.conv1, -bias.flatten())
+            block.conv2 = nn.Sequential(OrderedDict(bias=Shift(bias), conv=block.conv2))
             block.between = None
-        if isinstance(block, PostBlock) and block.behind is not None:
-            skip = 1.0 if following.skip is None else following.skip
-            add_bias(following.last(), skip * block.behind.bias.flatten())
-            following.conv1 = _bias_back(block.last(), block.behind, following.conv1)
-            block.behind = None
-    for block in blocks:
         block.conv1, block.conv2 = _in_padding(block.conv1), _in_padding(block.conv2)
     return network
-
-
-def _bias_back(conv: nn.Module, relu: ShiftedReLU, following: nn.Module) -> nn.Module:
-    """Take the bias of ``relu`` from ``conv``; returns ``following`` with it."""
-    add_bias(conv, -relu.bias.flatten())
-    return nn.Sequential(OrderedDict(bias=Shift(relu.bias), conv=following))
 
 
 def _in_padding(conv: nn.Module) -> nn.Module:

@@ -81,8 +81,10 @@ class PlainBlock(nn.Module):
                 self.shift = self._parameter(shift)
             self.between: ShiftedReLU | None = None
             parts = bias_and_conv(self.conv2)  # no bias is before the third convolution, since that pads nothing
-            if parts is not None and self.is_relu:
-                self.between, self.conv2 = _relu(self.conv1, parts[0]), parts[1]
+            if parts is not None and self.is_relu:  # relu(z) + b = max(z + b, b)
+                bias, self.conv2 = parts
+                add_bias(self.conv1, bias)
+                self.between = ShiftedReLU(bias)
         self.train(self.conv1.training)
 
     @classmethod
@@ -220,7 +222,6 @@ class PostBlock(PlainBlock):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.norm: nn.Module = nn.Identity()
-        self.behind: ShiftedReLU | None = None
         first, shortcut = self.conv1, self.downsample
         if isinstance(first, InputNormConv2d) and isinstance(shortcut, nn.Sequential):
             pool, conv = shortcut
@@ -233,27 +234,4 @@ class PostBlock(PlainBlock):
         overwrite = self.overwrites()
         z = self.norm(x)
         h = x if self.downsample is None else self.downsample(z)
-        y = self.merge(h, self.branch(z, overwrite), overwrite)
-        if self.behind is not None:
-            return self.behind(y, overwrite)
-        return self.activate(y, overwrite)
-
-    @torch.no_grad()
-    def take_bias(self, following: 'PostBlock') -> None:
-        """Take up a bias b that ``following`` adds before its first convolution, if possible.
-
-        The output is then that of before plus b. The identity shortcut of ``following`` passes it on, so its last
-        convolution takes it off again.
-        """
-        parts = bias_and_conv(following.conv1)
-        possible = self.is_relu and self.attn is None and following.attn is None and following.downsample is None
-        if parts is not None and possible:
-            bias, following.conv1 = parts
-            self.behind = _relu(self.last(), bias)
-            add_bias(following.last(), -bias if following.skip is None else -following.skip * bias)
-
-
-def _relu(conv: nn.Module, bias: Tensor) -> ShiftedReLU:
-    """What gives relu(z) + b for the output z of ``conv``, which takes b up: relu(z) + b = max(z + b, b)."""
-    add_bias(conv, bias)
-    return ShiftedReLU(bias)
+        return self.activate(self.merge(h, self.branch(z, overwrite), overwrite), overwrite)

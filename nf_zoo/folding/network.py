@@ -17,7 +17,7 @@ from ..layers.std_conv import WeightConv2d
 from ..layers.weight_norm import Affine, WeightNorm
 from ..net.network import ResNet
 from ..net.parts import Bias
-from .blocks import PlainBlock, PostBlock, PreBlock
+from .blocks import PlainBlock, PreBlock
 from .copies import keep_frozen, plain_copy
 from .rules import affine, normed, plain_act, scale_input, scale_output, then_affine
 from .timm_blocks import StdConv, plain_block, plain_std_conv
@@ -29,14 +29,14 @@ def fold(model: nn.Module) -> nn.Module:
 
     Normalised weights become plain weights. Constants, scalars, biases and batch normalization become part of the
     convolutions next to them, also across blocks. The logits, and the features at the stem and at the end of every
-    stage, are those of ``model`` up to rounding. Inside a stage the features may differ from block to block by a
-    constant factor, which moves on to the next convolution, and by a bias that the next convolution would add to them.
+    stage, are those of ``model`` up to rounding. Inside a stage the features may differ by a constant factor from block
+    to block, because such a factor moves on to the next convolution.
 
     EUNNet keeps its normalisation of activations. timm's own networks with standardised weights can be folded too.
 
     What can't be moved exactly stays, as a parameter: a learned scalar after squeeze-and-excite, a factor of an
-    identity shortcut that isn't positive, a factor or bias after a feature level, a bias between squeeze-and-excite and
-    zero padding.
+    identity shortcut that isn't positive, a factor or bias after a feature level, a bias before zero padding at the
+    start of a block.
 
     A weight that torch computes becomes plain: pruned, spectral norm, or with any parametrization. The copy is in eval
     mode. Parts of which all parameters are frozen stay frozen. Hooks of the modules that are replaced are lost: those
@@ -70,7 +70,6 @@ def fold(model: nn.Module) -> nn.Module:
             blocks: Any = list(stage.children())
             _drop_affines(blocks)
             _drop_skip_factors(blocks, stems.get(stage))
-            _drop_biases(blocks)
     folded = root[0].eval()
     keep_frozen(folded, model)
     folded.is_folded = True  # type: ignore[assignment]
@@ -196,12 +195,6 @@ def _drop_affines(blocks: Sequence[PlainBlock]) -> None:
     for block, following in pairwise(blocks):
         if isinstance(following, PreBlock) and following.affine is not None and block.absorb_affine(following.affine):
             following.affine = None
-
-
-def _drop_biases(blocks: Sequence[PlainBlock]) -> None:
-    for block, following in pairwise(blocks):
-        if isinstance(block, PostBlock) and isinstance(following, PostBlock):
-            block.take_bias(following)
 
 
 def _drop_skip_factors(blocks: Sequence[PlainBlock], before: nn.Conv2d | None) -> None:

@@ -90,7 +90,7 @@ every_family = pytest.mark.parametrize('name', FAMILIES)
 NOTHING = {'flatten', 'dropout'}  # the latter in eval mode
 PLAIN = {'_convolution', 'relu', 'relu_', 'add_', 'max_pool2d', 'adaptive_avg_pool2d', 'linear'} | NOTHING
 EXTRA = {
-    'fixup': {'add', 'clamp_min_', 'to'},  # biases behind a feature level; ReLU with a bias, which has x's dtype
+    'fixup': {'add', 'clamp_min_', 'to'},  # biases between blocks and before the pooling; ReLU with a bias in x's dtype
     'rescale': {'add', 'clamp_min_', 'to', 'avg_pool2d'},
     'nf_resnet': {'avg_pool2d'},
     'nf_seresnet': {'avg_pool2d'},
@@ -154,11 +154,13 @@ def test_features_only(name: str) -> None:
 @pytest.mark.parametrize('name', ['fixup_resnet50', 'fixup_resnet20_cifar', 'rescalenet50', 'rescalenet20_cifar'])
 @torch.inference_mode()
 def test_relu_takes_biases_before_padding(name: str) -> None:
-    """What is left stands behind a feature level, before a convolution that pads: first in a stage of basic blocks."""
+    """What is left stands before the first convolution of a basic block, which pads."""
     model = build(name)
     folded = fold(model)
     left = [key for key, module in folded.stages.named_modules() if isinstance(module, Shift)]
-    assert left == ([] if name.endswith('50') else [f'{stage}.0.conv1.bias' for stage in range(3)])
+    assert left == (
+        [] if name.endswith('50') else [f'{place}.conv1.bias' for place in ('0.0', '0.1', '1.0', '1.1', '2.0')]
+    )
     same(folded, model, images(name))
 
 
