@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..folding.blocks import PlainBlock
-from ..layers.affine_conv import Shift, add_bias, bias_and_conv
+from ..layers.affine_conv import add_bias, bias_and_conv, biased
 from .images import Images
 
 CALIBRATION = 256  # images at most, spread over the folder
@@ -35,9 +35,9 @@ def padded(network: nn.Module) -> nn.Module:
         if not isinstance(block, PlainBlock):
             continue
         if block.between is not None:
-            bias = block.between.bias
-            add_bias(block.conv1, -bias.flatten())
-            block.conv2 = nn.Sequential(OrderedDict(bias=Shift(bias), conv=block.conv2))
+            bias = block.between.bias.flatten()
+            add_bias(block.conv1, -bias)
+            block.conv2 = biased(block.conv2, bias)
             block.between = None
         block.conv1, block.conv2 = _in_padding(block.conv1), _in_padding(block.conv2)
     return network
@@ -50,10 +50,9 @@ def _in_padding(conv: nn.Module) -> nn.Module:
         return conv
     bias, plain = parts
     assert not isinstance(plain.padding, str)
-    add_bias(plain, plain.weight.sum((1, 2, 3)) * bias)
     (rows, columns), plain.padding = plain.padding, (0, 0)
     fill = nn.ConstantPad2d((columns, columns, rows, rows), -bias.item())
-    return nn.Sequential(OrderedDict(pad=fill, conv=plain))
+    return nn.Sequential(OrderedDict(pad=fill, conv=biased(plain, bias)))
 
 
 def quantized(proto: Any, images: Images, normed: bool) -> Any:

@@ -160,9 +160,9 @@ class PlainBlock(nn.Module):
     @torch.jit.unused
     def is_watched(self) -> bool:
         """Whether a forward hook sees a tensor that the block could overwrite."""
-        parts = list(self.children())
+        parts = [self.act, self.attn, self.between, *self.convs()]
         parts += [part[-1] for part in parts if isinstance(part, nn.Sequential)]
-        hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+        hooked = any(part is not None and (part._forward_hooks or part._forward_pre_hooks) for part in parts)
         return hooked or bool(nn.modules.module._global_forward_hooks)
 
     def activate(self, x: Tensor, overwrite: bool) -> Tensor:

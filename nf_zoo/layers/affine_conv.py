@@ -203,5 +203,5 @@ def biased(conv: nn.Module, before: Tensor, after: Tensor | None = None) -> nn.M
     assert isinstance(conv, nn.Conv2d) and not isinstance(conv.padding, str)
     if any(conv.padding):
         return nn.Sequential(OrderedDict(bias=Shift(before), conv=conv)).train(conv.training)
-    add_bias(conv, (conv.weight * before.view(1, -1, 1, 1)).sum((1, 2, 3)))
+    add_bias(conv, _before(before, conv.weight, None))
     return conv
