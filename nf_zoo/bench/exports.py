@@ -1,7 +1,7 @@
-"""Exported networks against their peers: nodes, bytes, start-up and latency; and the programs of export/.
+"""Exported networks beside their peers: nodes, bytes, start-up and latency; and the programs of export/.
 
-The peers: "timm nf" is timm's ONNX export of its nf_resnet50, "BN" timm's export of its resnet50, "floor" the same
-network without normalisation, "eager" the unfolded network in PyTorch.
+A network's ONNX file stands beside that of each peer, and each of its formats beside PyTorch ("eager": the network as
+it is, not folded). timm's own exporter writes the peers that are timm's.
 """
 
 import tempfile
@@ -13,135 +13,133 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import timm
 import torch
-from timm.models import nfnet
 from torch import Tensor, nn
 
+from ..analysis.inputs import noise, open_network
 from ..errors import UserError, extra
 from ..export import ExportReport, export_aoti, export_onnx, export_pt2, export_torchscript
 from ..export.survey import randomize
-from ..folding.network import fold
+from ..net.network import ResNet
 from .kits import bench_kits
-from .measure import Advance, BenchRow, floor_of, interleaved
+from .measure import BenchRow, interleaved
+from .peers import open_peers
+from .settings import EAGER, Settings
 
 Run = Callable[[Tensor], object]
-NF, EUN = 'nf_resnet50', 'eunnet50'
 FORMATS: dict[str, Callable[..., ExportReport]] = {
     'ONNX': export_onnx,
     'TorchScript': export_torchscript,
     'pt2': export_pt2,
     'AOTInductor': export_aoti,
 }
+MIB = 2**20
 
 
 def bench_export(
-    rounds: int = 11,
-    img_size: int = 224,
+    names: Sequence[str],
+    settings: Settings,
     formats: Sequence[str] = tuple(FORMATS),
-    batch_size: int | None = None,
-    advance: Advance = lambda: None,
-) -> list[BenchRow]:
-    """Measure nf_resnet50 and eunnet50, folded, in every format.
+    batch_sizes: Sequence[int] = (1, 8),
+) -> Iterator[BenchRow]:
+    """Measure each network, folded, in every format.
 
     With one thread (``OMP_NUM_THREADS=1``) processor time is measured, because other programs disturb it little.
 
     Args:
-        rounds: Measurements that count.
-        img_size: Height and width of the images in pixels.
-        formats: Keys of `FORMATS`.
-        batch_size: Images of a prediction; None for 1 and then 8.
-        advance: Called after each measurement.
+        names: Networks.
+        settings: Image and batch size, peers and rounds.
+        formats: Keys of `FORMATS`. Without a compiler AOTInductor is left out.
+        batch_sizes: Images of a prediction, if ``settings`` has no number.
 
     Raises:
-        UserError: ONNX Runtime is missing.
+        UserError: ONNX Runtime is missing, or a network or peer can't be exported.
     """
     extra('onnxruntime', 'export')
-    with tempfile.TemporaryDirectory() as folder, _no_warnings():
-        return _rows(
-            Path(folder), rounds, (3, img_size, img_size), formats, [batch_size] if batch_size else (1, 8), advance
-        )
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder, _no_warnings():
+            yield from _Exports(name, settings, formats, Path(folder)).rows(settings.batch_size, batch_sizes)
 
 
-def _rows(
-    folder: Path,
-    rounds: int,
-    shape: tuple[int, int, int],
-    formats: Sequence[str],
-    batch_sizes: Sequence[int],
-    advance: Advance,
-) -> list[BenchRow]:
-    models = {NF: timm.create_model(NF).eval(), EUN: timm.create_model(EUN).eval()}
-    for model in models.values():
-        randomize(model)
-    rows: list[BenchRow] = []
-    files: dict[str, Path] = {}
-    reports: dict[str, ExportReport] = {}
-    for name, model in models.items():
-        for format in formats:
-            path = folder / f'{name} {format}.pt2'  # AOTInductor accepts no other suffix; the other formats accept any
+class _Exports:
+    """The files of one network and of its peers, in ``folder``."""
+
+    def __init__(self, name: str, settings: Settings, formats: Sequence[str], folder: Path):
+        self.name, self.settings, self.folder = name, settings, folder
+        self.model = open_network(name)
+        randomize(self.model)
+        self.shape = tuple(noise(self.model, 1, settings.img_size).shape[1:])
+        self.files: dict[str, Path] = {}
+        self.reports: dict[str, ExportReport] = {}
+        for format in dict.fromkeys(('ONNX', *formats)):
+            path = folder / f'{format}.pt2'  # AOTInductor accepts no other suffix; the other formats accept any
             try:
-                reports[f'{name} {format}'] = FORMATS[format](model, path, input_size=shape)
-                files[f'{name} {format}'] = path
+                self.reports[format] = FORMATS[format](self.model, path, input_size=self.shape)
+                self.files[format] = path
             except UserError:  # no compiler
                 if format != 'AOTInductor':
                     raise
-    files['floor'] = folder / 'floor.onnx'
-    export_onnx(floor_of(fold(models[EUN])), files['floor'], fold=False, input_size=shape)
-    for name, peer in (('timm nf', nfnet.nf_resnet50()), ('BN', timm.create_model('resnet50'))):
-        files[name] = folder / f'{name}.onnx'
-        _timm_export(peer.eval(), files[name], shape)
+        kinds = [kind for kind in settings.peers if kind != EAGER]  # which every format has as its peer
+        peers = open_peers(name, self.model, kinds)
+        self.peers = list(peers)
+        for number, (label, peer) in enumerate(peers.items()):
+            self.files[label] = folder / f'peer {number}.onnx'
+            self._export_peer(peer.eval(), self.files[label])
 
-    mine = f'{NF} ONNX'
-    if 'TorchScript' in formats:
-        for name, model in models.items():
-            kits = folder / f'{name} kits'
+    def _export_peer(self, peer: nn.Module, path: Path) -> None:
+        if isinstance(peer, ResNet):
+            export_onnx(peer, path, input_size=self.shape)
+            return
+        from timm.utils.onnx import onnx_export
+
+        names = dict(input_names=['input'], output_names=['output'])
+        onnx_export(peer, str(path), torch.randn(2, *self.shape), check=False, **names)
+
+    def rows(self, batch_size: int | None, batch_sizes: Sequence[int]) -> Iterator[BenchRow]:
+        yield from self._graphs()
+        yield from self._start_ups()
+        for batch in [batch_size] if batch_size else batch_sizes:
+            yield from self._latencies(batch)
+        if 'TorchScript' in self.files:
+            weights, kits = self.folder / 'weights', self.folder / 'kits'
             kits.mkdir()
-            safetensors.torch.save_file(model.state_dict(), kits / 'weights')
-            rows += bench_kits(name, kits / 'weights', files[f'{name} ONNX'], files[f'{name} TorchScript'], kits)
-    nodes, left = {}, {}
-    for name in (mine, 'timm nf', 'BN'):
-        nodes[name], left[name] = _nodes(files[name], folder)
-    for peer_name in ('timm nf', 'BN'):
-        rows.append(BenchRow(f'{mine}: nodes', peer_name, [nodes[mine]], [nodes[peer_name]], '', NF))
-        left_over = [left[mine]], [left[peer_name]]
-        rows.append(BenchRow(f'{mine}: nodes after ONNX Runtime', peer_name, *left_over, '', NF))
-    size = {name: path.stat().st_size / 2**20 for name, path in files.items()}
-    rows += [BenchRow(f'{mine}: file', peer, [size[mine]], [size[peer]], 'MiB', NF) for peer in ('timm nf', 'BN')]
+            safetensors.torch.save_file(self.model.state_dict(), weights)
+            yield from bench_kits(self.name, weights, self.files['ONNX'], self.files['TorchScript'], kits)
 
-    start = {name: _start_up(name, path, torch.randn(1, *shape)) for name, path in files.items()}
-    peers = [(mine, 'timm nf'), (mine, 'BN'), (f'{EUN} ONNX', 'floor')]
-    rows += [
-        BenchRow(f'{name}: start-up', peer, start[name], start[peer], 'ms', name.split()[0]) for name, peer in peers
-    ]
-    weights = {name: sum(p.nbytes for p in model.parameters()) / 2**20 for name, model in models.items()}
-    for name, report in reports.items():
-        network = name.split()[0]
-        errors = [1e6 * report.max_rel_diff], [1e6 * report.tolerance]
-        rows.append(BenchRow(f'{name}: largest difference', 'allowed', *errors, 'e-6', network))
-        rows.append(BenchRow(f'{name}: file', 'weights', [size[name]], [weights[network]], 'MiB', network))
-        rows.append(BenchRow(f'{name}: start-up', f'{NF} ONNX', start[name], start[mine], 'ms', network))
+    def _row(self, what: str, peer: str, values: Sequence[float], peer_values: Sequence[float], unit: str) -> BenchRow:
+        return BenchRow(f'{self.name} {what}', peer, values, peer_values, unit, self.name)
 
-    runs: dict[str, Run] = {f'{name} eager': model for name, model in models.items()}
-    runs |= {name: _load(name, path) for name, path in files.items()}
-    for batch in batch_sizes:
-        x = torch.randn(batch, *shape)
-        calls = {name: _call(run, x) for name, run in runs.items()}
+    def _graphs(self) -> Iterator[BenchRow]:
+        graphs = {label: _nodes(self.files[label], self.folder) for label in ('ONNX', *self.peers)}
+        size = {label: path.stat().st_size / MIB for label, path in self.files.items()}
+        for peer in self.peers:
+            for what, nodes in graphs['ONNX'].items():
+                yield self._row(f'ONNX: {what}', peer, [nodes], [graphs[peer][what]], '')
+            yield self._row('ONNX: file', peer, [size['ONNX']], [size[peer]], 'MiB')
+        weights = sum(parameter.nbytes for parameter in self.model.parameters()) / MIB
+        for format, report in self.reports.items():
+            errors = [1e6 * report.max_rel_diff], [1e6 * report.tolerance]
+            yield self._row(f'{format}: largest difference', 'allowed', *errors, 'e-6')
+            yield self._row(f'{format}: file', 'weights', [size[format]], [weights], 'MiB')
+
+    def _start_ups(self) -> Iterator[BenchRow]:
+        x = torch.randn(1, *self.shape)
+        start = {label: _start_up(label, path, x) for label, path in self.files.items()}
+        for peer in self.peers:
+            yield self._row('ONNX: start-up', peer, start['ONNX'], start[peer], 'ms')
+        for format in list(self.reports)[1:]:
+            yield self._row(f'{format}: start-up', 'ONNX', start[format], start['ONNX'], 'ms')
+
+    def _latencies(self, batch: int) -> Iterator[BenchRow]:
+        x = torch.randn(batch, *self.shape)
+        runs: dict[str, Run] = {EAGER: self.model} | {label: _load(label, path) for label, path in self.files.items()}
+        calls = {label: _call(run, x) for label, run in runs.items()}
         clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         with torch.inference_mode():
-            times = interleaved(calls, rounds, clock, warm=True, advance=advance)
-        found = peers + [(name, f'{name.split()[0]} eager') for name in reports]
-        rows += [
-            BenchRow(f'{name}: latency, batch {batch}', peer, times[name], times[peer], 'ms', name.split()[0])
-            for name, peer in found
-        ]
-    return rows
-
-
-def _timm_export(model: nn.Module, path: Path, shape: tuple[int, int, int]) -> None:
-    from timm.utils.onnx import onnx_export
-
-    onnx_export(model, str(path), torch.randn(2, *shape), check=False, input_names=['input'], output_names=['output'])
+            times = interleaved(calls, self.settings.rounds or 11, clock, warm=True, advance=self.settings.advance)
+        pairs = [('ONNX', peer) for peer in self.peers] + [(format, EAGER) for format in self.reports]
+        for label, peer in pairs:
+            yield self._row(f'{label}: latency, batch {batch}', peer, times[label], times[peer], 'ms')
 
 
 def _options() -> Any:
@@ -155,24 +153,24 @@ def _options() -> Any:
     return options
 
 
-def _nodes(path: Path, folder: Path) -> tuple[int, int]:
-    """Nodes of a file, and nodes after ONNX Runtime has optimised it."""
+def _nodes(path: Path, folder: Path) -> dict[str, int]:
+    """Nodes of a file as it is, and after ONNX Runtime has optimised it."""
     import onnx
     import onnxruntime
 
     options = _options()
     options.optimized_model_filepath = str(folder / 'optimised.onnx')
     onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    before, after = (onnx.load(file).graph.node for file in (path, folder / 'optimised.onnx'))
-    return len(before), len(after)
+    files = {'nodes': path, 'nodes after ONNX Runtime': folder / 'optimised.onnx'}
+    return {what: len(onnx.load(file).graph.node) for what, file in files.items()}
 
 
-def _load(name: str, path: Path) -> Run:
-    if name.endswith('TorchScript'):
+def _load(label: str, path: Path) -> Run:
+    if label == 'TorchScript':
         return torch.jit.load(path)
-    if name.endswith('pt2'):
+    if label == 'pt2':
         return torch.export.load(path).module()
-    if name.endswith('AOTInductor'):
+    if label == 'AOTInductor':
         return torch._inductor.aoti_load_package(str(path))
     import onnxruntime
 
@@ -180,13 +178,13 @@ def _load(name: str, path: Path) -> Run:
     return lambda x: session.run(None, {'input': x.numpy()})
 
 
-def _start_up(name: str, path: Path, x: Tensor) -> list[float]:
+def _start_up(label: str, path: Path, x: Tensor) -> list[float]:
     """Milliseconds from the file to the first prediction, three times."""
     found = []
     for _ in range(3):
         start = time.perf_counter()
         with torch.inference_mode():
-            _load(name, path)(x)
+            _load(label, path)(x)
         found.append(1e3 * (time.perf_counter() - start))
     return found
 

@@ -29,11 +29,12 @@ PICTURES = 9
 Program = Callable[[Sequence[Path]], tuple[float, float]]
 
 _EAGER = """
-import sys, time, nf_zoo, timm
+import sys, time
+from nf_zoo.analysis.inputs import open_network
 from nf_zoo.inference.predict import predict
 from safetensors.torch import load_file
 name, weights, *images = sys.argv[1:]
-model = timm.create_model(name)
+model = open_network(name)
 model.load_state_dict(load_file(weights))
 for image in images:
     predict(model.eval(), [image])

@@ -1,6 +1,5 @@
-"""What all benches share: interleaved rounds, rows of ratios to a named peer, and the floor as a peer."""
+"""What all benches share: interleaved rounds, and rows of ratios to a named peer."""
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -8,10 +7,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
-
-from ..layers.input_norm import InputNormConv2d, Standardize
-from ..layers.std_conv import plain_conv
 
 Advance = Callable[[], object]  # called after each measurement
 
@@ -136,28 +131,3 @@ def _milliseconds(function: Callable[[], object], clock: Callable[[], float], de
     last.record()
     last.synchronize()
     return first.elapsed_time(last)
-
-
-def floor_of(model: nn.Module) -> nn.Module:
-    """A copy of a network, folded or not, that normalises nothing and has plain convolutions alone.
-
-    It shares the weights with ``model``, because the address of the weights changes the time by some percent.
-    """
-    model = copy.deepcopy(model, {id(tensor): tensor for tensor in model.parameters()})
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, InputNormConv2d):
-                setattr(module, name, _Plain(child))
-            elif isinstance(child, Standardize):
-                setattr(module, name, nn.Identity())
-    return model
-
-
-class _Plain(nn.Module):
-    def __init__(self, conv: InputNormConv2d):
-        super().__init__()
-        self.conv = plain_conv(conv, conv.weight, conv.bias)
-        self.conv.weight, self.conv.bias = conv.weight, conv.bias
-
-    def forward(self, x: Tensor, factor: Tensor | None = None) -> Tensor:
-        return self.conv(x)

@@ -11,8 +11,8 @@ from ..analysis.inputs import open_network
 from ..errors import UserError
 from ..net.layout import imagenet, imagenet_basic
 from ..net.network import ResNet
-from ..net.registry import list_models, variant
-from .settings import EAGER
+from ..net.registry import list_models, timms_own, variant
+from .settings import EAGER, TIMM
 from .twins import Norm, group_norm, no_norm, twin
 
 NORMS: dict[str, tuple[str, Norm]] = {
@@ -37,11 +37,12 @@ def open_peers(name: str, model: nn.Module, kinds: Sequence[str], **kwargs: Any)
     Args:
         name: The network's name: NAME or NAME.TAG.
         model: The network.
-        kinds: 'bn', 'gn', 'floor', 'eager' (the network itself), or names of timm's.
+        kinds: 'bn', 'gn', 'floor', 'eager' (the network itself), 'timm' (timm's own network of this name), or names of
+            timm's.
         **kwargs: Keyword arguments that the network was made with, and every peer gets.
 
     Raises:
-        UserError: a twin of a network that nf_zoo doesn't have; an unknown name.
+        UserError: a twin of a network that nf_zoo doesn't have; a name that timm doesn't have; an unknown name.
     """
     return dict(_open(name.partition('.')[0], model, kind, kwargs) for kind in kinds)
 
@@ -49,19 +50,24 @@ def open_peers(name: str, model: nn.Module, kinds: Sequence[str], **kwargs: Any)
 def _open(name: str, model: nn.Module, kind: str, kwargs: dict[str, Any]) -> tuple[str, nn.Module]:
     if kind == EAGER:
         return EAGER, deepcopy(model)
+    classes = {'num_classes': getattr(model, 'num_classes', 1000)}
+    if kind == TIMM:
+        theirs = timms_own(name, **{**classes, **kwargs})
+        if theirs is None:
+            raise UserError(f'timm has no network of its own called {name}: give --peer NAME')
+        return f'{TIMM} {name}', theirs
     if kind not in NORMS:
-        classes = {'num_classes': getattr(model, 'num_classes', 1000)}
         return kind, open_network(kind, model_args={**classes, **kwargs})
     label, norm = NORMS[kind]
     if name not in list_models() or not isinstance(model, ResNet):
         raise UserError(f'{name} has no {kind} twin, which the networks of nf_zoo have: give --peer NAME')
-    theirs = _timms(name, model, kind) if not kwargs else None
-    if theirs:
-        return f'{label} {theirs}', timm.create_model(theirs, num_classes=model.num_classes)
+    same = _same_stages(name, model, kind) if not kwargs else None
+    if same:
+        return f'{label} {same}', timm.create_model(same, num_classes=model.num_classes)
     return label if kind == 'floor' else f'{label} twin', twin(name, model, norm, **kwargs)
 
 
-def _timms(name: str, model: ResNet, kind: str) -> str | None:
+def _same_stages(name: str, model: ResNet, kind: str) -> str | None:
     """timm's network with the same stages, if it has one.
 
     Its shortcuts are strided where some methods pool. A convolution in the shortcut of every block, or attention, it

@@ -13,6 +13,7 @@ from ..analysis.inputs import noise
 from .measure import Advance
 
 EAGER = 'eager'  # the peer that is the network itself, not compiled
+TIMM = 'timm'  # the peer that is timm's own network of the same name
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _epoch(name: str, settings: 'Settings') -> Rows:
 def _export(name: str, settings: 'Settings') -> Rows:
     from ..bench.exports import bench_export
 
-    return bench_export(**_given(settings, 'rounds', 'batch_size', 'img_size'))
+    return bench_export([name], settings)
 
 
 def _given(settings: 'Settings', *names: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ BENCHES: dict[str, Bench] = {
     'import': Bench(_import),
     'engine': Bench(_engine, RECIPE, ('eunnet20_cifar',)),
     'epoch': Bench(_epoch, RECIPE, ('eunnet20_cifar',)),
-    'export': Bench(_export, frozenset({'batch_size', 'img_size'})),
+    'export': Bench(_export, RECIPE | {'img_size', 'peer'}, ('eunnet50', 'nf_resnet50')),
 }
 
 
@@ -215,8 +215,8 @@ def _options(add: Add) -> None:
         action='append',
         metavar='PEER',
         help="what to compare with, may be given again: bn (timm's ResNet with batch normalization, or a twin), "
-        'gn (the same with group normalization), floor (plain convolutions alone), eager (the network itself, not '
-        'compiled), or a name of timm (bn)',
+        'gn (the same with group normalization), floor (plain convolutions alone), '
+        "timm (timm's own network of this name), eager (the network itself, not compiled), or a name of timm (bn)",
     )
     add('--rounds', type=count, metavar='N', help='rounds that count, all networks in turn in each (3 to 15)')
     add('--threads', type=count, metavar='N', help="threads of the processor (torch's)")

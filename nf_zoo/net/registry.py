@@ -77,6 +77,12 @@ def others_download(name: str, pretrained: bool) -> AbstractContextManager[None]
     return timms_download(name, pretrained and name.partition('.')[0] not in _builders)
 
 
+def timms_own(name: str, **kwargs: Any) -> nn.Module | None:
+    """timm's own network of a name that nf_zoo registers too, or None; **kwargs as for its entry point."""
+    builder = _builders.get(name)
+    return builder.owned.entry(**kwargs) if builder and builder.owned else None
+
+
 def variant(name: str) -> dict[str, Any]:
     """The keyword arguments with which a registered name's network is made: layout, depths and the method's own."""
     return dict(_builders[name].make.keywords)

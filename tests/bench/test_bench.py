@@ -4,16 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from nf_zoo import fold
 from nf_zoo.bench import engine, epoch, exports
 from nf_zoo.bench.exports import bench_export
-from nf_zoo.bench.measure import BenchRow, floor_of, interleaved
-from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
+from nf_zoo.bench.measure import BenchRow, interleaved
+from nf_zoo.bench.settings import Settings
 from nf_zoo.net.network import ResNet
 from nf_zoo.saved_memory import saved_bytes
 
@@ -45,18 +43,6 @@ def test_a_row_is_the_median_of_the_ratios_of_its_rounds() -> None:
         'ratio_quartiles': [1.5, 3.0], 'value': 3.0, 'quartiles': [3.0, 6.0],
         'peer_value': 2.0, 'peer_quartiles': [2.0, 2.0], 'values': [], 'peer_values': [],
     }  # fmt: skip
-
-
-@pytest.mark.parametrize('folded', [False, True])
-def test_floor_is_the_same_network_without_normalisation(folded):
-    model = timm.create_model('eunnet50', depths=(1, 1, 1, 1), num_classes=10)
-    model = fold(model) if folded else model
-    floor = floor_of(model)
-    assert not any(isinstance(m, InputNormConv2d | Standardize) for m in floor.modules())
-    assert any(isinstance(m, InputNormConv2d | Standardize) for m in model.modules())
-    count = [sum(p.numel() for p in m.parameters()) for m in (model, floor)]
-    assert count[0] == count[1]
-    assert floor(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_saved_bytes_counts_each_storage_once():
@@ -127,19 +113,37 @@ def test_a_session_of_the_bench_leaves_onnx_runtime_as_it_was(tmp_path: Path) ->
     assert mine.tolist() == plain.tolist() == [0.0, 2.0]
 
 
-@pytest.mark.soak
-def test_exports_beside_their_peers():
+def test_every_format_stands_beside_pytorch_and_onnx_beside_its_peers(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip('onnxruntime')
-    rows = {
-        f'{row.what}, {row.peer}': row for row in bench_export(rounds=1, img_size=32, formats=('ONNX', 'TorchScript'))
+    monkeypatch.setattr(exports, 'bench_kits', lambda *_: [])
+    name, done = 'convshort_resnet20_cifar', []
+    settings = Settings(batch_size=2, rounds=2, peers=('floor', 'eager'), advance=lambda: done.append(1))
+    rows = list(bench_export([name], settings, formats=('TorchScript',)))
+    assert {row.network for row in rows} == {name}
+    found = {(row.what.removeprefix(f'{name} '), row.peer): row for row in rows}
+    assert len(found) == len(rows)
+    latency = 'latency, batch 2'
+    assert {key for key in found if latency in key[0]} == {
+        (f'ONNX: {latency}', 'floor'),
+        (f'ONNX: {latency}', 'eager'),
+        (f'TorchScript: {latency}', 'eager'),
     }
-    assert rows['nf_resnet50 ONNX: nodes, timm nf'].value == 125
-    assert rows['nf_resnet50 ONNX: nodes after ONNX Runtime, BN'].value <= 75
-    assert all(0 < row.ratio < 1 for what, row in rows.items() if 'largest difference' in what)
+    assert len(done) == 3 * 4  # eager, two formats and the floor, in two rounds and the one that isn't counted
+    # Folded, the network has the floor's convolutions and nothing else.
+    assert found['ONNX: nodes', 'floor'].ratio == found['ONNX: nodes after ONNX Runtime', 'floor'].ratio == 1
+    assert found['ONNX: file', 'floor'].ratio == pytest.approx(1, abs=0.01)
+    assert all(0 < row.ratio < 1 for (what, _), row in found.items() if 'largest difference' in what)
+
+
+@pytest.mark.soak
+def test_exports_of_a_large_network_and_the_programs_that_run_them():
+    pytest.importorskip('onnxruntime')
+    settings = Settings(img_size=32, rounds=1, peers=('bn', 'timm'))
+    found = bench_export(['nf_resnet50'], settings, formats=('ONNX', 'TorchScript'))
+    rows = {f'{row.what}, {row.peer}': row for row in found}
+    assert rows['nf_resnet50 ONNX: nodes, timm nf_resnet50'].value == 125
+    assert rows['nf_resnet50 ONNX: nodes after ONNX Runtime, BN resnet50'].value <= 75
     assert {
         'python kit, nf_resnet50: start to first prediction, PyTorch eager',
-        'python kit, eunnet50: one more picture, PyTorch eager',
+        'python kit, nf_resnet50: one more picture, PyTorch eager',
     } <= set(rows)
-    assert {what.partition(',')[0] for what in rows if 'latency' in what} == {
-        f'{name} {format}: latency' for name in ('nf_resnet50', 'eunnet50') for format in ('ONNX', 'TorchScript')
-    }

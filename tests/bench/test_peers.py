@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import timm
 import torch
+from timm.models.nfnet import NormFreeNet
 from torch import Tensor, nn
 
 from nf_zoo import fold
@@ -94,6 +95,16 @@ def test_timms_network_is_the_peer_where_it_has_the_same_stages() -> None:
     assert labels('convshort_resnet18', 'bn') == ['BN twin']  # timm's has no convolution in every shortcut
     assert labels('eunnet18', 'bn', width=0.25) == ['BN twin']
     assert labels('eunnet20_cifar', 'bn', 'resnet18') == ['BN twin', 'resnet18']
+    assert labels('nf_resnet26', 'timm', 'resnet18') == ['timm nf_resnet26', 'resnet18']
+
+
+def test_the_peer_timm_is_timms_own_network() -> None:
+    kwargs = {'num_classes': 7}
+    (theirs,) = open_peers('nf_regnet_b0', timm.create_model('nf_regnet_b0', **kwargs), ['timm'], **kwargs).values()
+    assert isinstance(theirs, NormFreeNet) and theirs.num_classes == 7
+    for name in ('eunnet18', 'nf_resnet152', 'resnet18'):
+        with pytest.raises(UserError, match=f'timm has no network of its own called {name}'):
+            open_peers(name, timm.create_model(name, device='meta'), ['timm'])
 
 
 def test_a_network_of_timms_has_no_twin() -> None:

@@ -1,6 +1,5 @@
 """EUNNet against its page and its paper."""
 
-import copy
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import nf_zoo
-from nf_zoo.bench.measure import floor_of
+from nf_zoo.bench.twins import no_norm, twin
 from nf_zoo.saved_memory import saved_bytes
 from nf_zoo.train.groups import parameter_groups
 
@@ -117,8 +116,10 @@ def test_drop_conv_is_in_the_last_stages():
 
 def test_the_normalisation_keeps_no_memory():
     """Bytes kept for backward: those of the same network with plain convolutions, and two numbers an image and conv."""
-    model = timm.create_model('eunnet50', depths=(2, 1, 1, 1))
-    assert saved_bytes(model, 64) <= 1.01 * saved_bytes(floor_of(copy.deepcopy(model)), 64)
+    depths = (2, 1, 1, 1)
+    model = timm.create_model('eunnet50', depths=depths)
+    floor = twin('eunnet50', model, no_norm, depths=depths)
+    assert saved_bytes(model, 64) <= 1.01 * saved_bytes(floor, 64)
 
 
 def test_gradients_of_each_sample_by_torch_func():
