@@ -17,7 +17,7 @@ DIGITS = {'ms': 1, 's': 2, 'MiB': 1, '': 0}
 
 
 def measured(name: str) -> list[dict[str, Any]]:
-    """The JSON files of this name, NAME.json and NAME_*.json: each is one run on some of the networks."""
+    """The JSON files of this name, NAME.json first, then NAME_*.json: each is one run on some of the networks."""
     return [json.loads(path.read_text(encoding='utf-8')) for path in sorted(BENCH.glob(f'{name}[._]*json'))]
 
 
@@ -91,6 +91,11 @@ def _kernel(name: str) -> str:
     return f'{short}, {functor.group(1)}' if functor else short
 
 
+def _beside_bn(run: dict[str, Any], part: str) -> dict[str, dict[str, Any]]:
+    """Network -> its row beside batch normalization."""
+    return {row['network']: row for row in run['rows'] if part in row['what'] and row['peer'].startswith('BN')}
+
+
 def summary() -> list[str]:
     """What a training step keeps and takes beside timm's ResNet-50, for the README."""
     lines = [
@@ -102,13 +107,18 @@ def summary() -> list[str]:
         ('memory', 'kept for backward', 'memory kept for backward'),
         ('training', 'training step', 'time of a training step'),
     ):
-        rows = [row for found in measured(file) for row in found['rows']]
-        ratios = [
-            next(r['ratio'] for r in rows if r['network'] == name and r['peer'] == 'BN resnet50' and part in r['what'])
-            for name in names
-        ]
-        lines.append(f'| {title} | ' + ' | '.join(f'{ratio:.2f}' for ratio in ratios) + ' |')
+        runs = [(run, _beside_bn(run, part)) for run in measured(file)]
+        runs = [(run, rows) for run, rows in runs if rows.keys() >= set(names)]
+        if len(runs) > 1:
+            title += ', ' + ' / '.join(_short(run['machine']['hardware']) for run, _ in runs)
+        ratios = (' / '.join(f'{rows[name]["ratio"]:.2f}' for _, rows in runs) for name in names)
+        lines.append(f'| {title} | {" | ".join(ratios)} |')
     return lines
+
+
+def _short(hardware: str) -> str:
+    """The maker and the name of a processor."""
+    return ' '.join(hardware.partition(',')[0].replace('(R)', '').split()[:2])
 
 
 def draw() -> None:
@@ -118,10 +128,11 @@ def draw() -> None:
         ('training', 'training step', 'Time of a training step, beside batch normalization'),
     ):
         runs = measured(name)
+        found: dict[str, dict[str, Any]] = {}
+        for run in reversed(runs):
+            found |= _beside_bn(run, part)  # of a network that was measured twice, the first run is drawn
         rows = [
-            BenchRow(row['network'], row['peer'], row['values'], row['peer_values'], row['unit'], row['network'])
-            for run in runs
-            for row in run['rows']
-            if part in row['what'] and row['peer'].startswith('BN')
+            BenchRow(network, row['peer'], row['values'], row['peer_values'], row['unit'], network)
+            for network, row in found.items()
         ]
         draw_bars(ROOT / 'docs' / 'figures' / f'performance_{name}.svg', title, describe(runs[0]['machine']), rows)
