@@ -69,6 +69,9 @@ class _Exports:
         self.model = open_network(name)
         randomize(self.model)
         self.shape = tuple(noise(self.model, 1, settings.img_size).shape[1:])
+        kinds = [kind for kind in settings.peers if kind != EAGER]  # which every format has as its peer
+        peers = open_peers(name, self.model, kinds)
+        self.peers = list(peers)
         self.files: dict[str, Path] = {}
         self.reports: dict[str, ExportReport] = {}
         for format in dict.fromkeys(('ONNX', *formats)):
@@ -79,9 +82,6 @@ class _Exports:
             except UserError:  # no compiler
                 if format != 'AOTInductor':
                     raise
-        kinds = [kind for kind in settings.peers if kind != EAGER]  # which every format has as its peer
-        peers = open_peers(name, self.model, kinds)
-        self.peers = list(peers)
         for number, (label, peer) in enumerate(peers.items()):
             self.files[label] = folder / f'peer {number}.onnx'
             self._export_peer(peer.eval(), self.files[label])

@@ -90,6 +90,8 @@ def test_without_names_it_takes_one_of_each_method(seen: list[Any], capsys: pyte
         (['training', 'eunet50'], 'eunet50'),
         (['training', 'eunnet20_cifar', '--peer', 'nosuch'], 'nosuch'),
         (['training', 'resnet18'], 'resnet18 has no bn twin'),
+        (['export', 'eunnet20_cifar', '--peer', 'timm'], 'timm has no network of its own called eunnet20_cifar'),
+        (['export', 'eunnet20_cifar', '--dtype', 'bf16'], 'bench export takes no --dtype'),
         (['training', '-o', 'bars.pdf'], 'has to end with .png or .svg'),
         (['training', '--json', '-'], 'is no file name'),
     ],
