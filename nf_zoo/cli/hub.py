@@ -98,7 +98,7 @@ def _verify_options(add: Add) -> None:
     add('name', nargs='?', metavar='NAME_OR_RUN', help='NAME, NAME.TAG, or the folder of a run')
     add('--all', action='store_true', help='every name of the hub, or of the search path, as a table')
     add('--hub', metavar='HUB', help='a directory or hf://ORG instead of the search path')
-    add('--data-dir', metavar='DIR', help='measure the accuracy too, on the data set in the folder DIR')
+    add('--data-dir', metavar='DIR', help='measure the accuracy too, on the data sets in the folder DIR')
 
 
 def _hub_options(add: Add) -> None:
