@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..export import ExportReport, export_aoti, export_onnx, export_pt2, export_
 from ..export.survey import randomize
 from ..net.network import ResNet
 from .kits import bench_kits
-from .measure import BenchRow, interleaved
+from .measure import MIB, BenchRow, interleaved
 from .peers import open_peers
 from .settings import EAGER, Settings
 
@@ -33,14 +34,12 @@ FORMATS: dict[str, Callable[..., ExportReport]] = {
     'pt2': export_pt2,
     'AOTInductor': export_aoti,
 }
-MIB = 2**20
 
 
 def bench_export(
     names: Sequence[str],
     settings: Settings,
     formats: Sequence[str] = tuple(FORMATS),
-    batch_sizes: Sequence[int] = (1, 8),
 ) -> Iterator[BenchRow]:
     """Measure each network, folded, in every format.
 
@@ -50,25 +49,32 @@ def bench_export(
         names: Networks.
         settings: Image and batch size, peers and rounds.
         formats: Keys of `FORMATS`. Without a compiler AOTInductor is left out.
-        batch_sizes: Images of a prediction, if ``settings`` has no number.
 
     Raises:
         UserError: ONNX Runtime is missing, or a network or peer can't be exported.
     """
     extra('onnxruntime', 'export')
     for name in names:
-        with tempfile.TemporaryDirectory() as folder, _no_warnings():
-            yield from _Exports(name, settings, formats, Path(folder)).rows(settings.batch_size, batch_sizes)
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _Exports(name, settings, formats, Path(folder)).rows()
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # TorchScript and timm's exporter are deprecated upstream
+        yield
 
 
 class _Exports:
     """The files of one network and of its peers, in ``folder``."""
 
+    @_no_warnings()
     def __init__(self, name: str, settings: Settings, formats: Sequence[str], folder: Path):
         self.name, self.settings, self.folder = name, settings, folder
         self.model = open_network(name)
         randomize(self.model)
-        self.shape = tuple(noise(self.model, 1, settings.img_size).shape[1:])
+        self.shape = tuple(self._images(1).shape[1:])
         kinds = [kind for kind in settings.peers if kind != EAGER]  # which every format has as its peer
         peers = open_peers(name, self.model, kinds)
         self.peers = list(peers)
@@ -86,6 +92,9 @@ class _Exports:
             self.files[label] = folder / f'peer {number}.onnx'
             self._export_peer(peer.eval(), self.files[label])
 
+    def _images(self, count: int) -> Tensor:
+        return noise(self.model, count, self.settings.img_size)
+
     def _export_peer(self, peer: nn.Module, path: Path) -> None:
         if isinstance(peer, ResNet):
             export_onnx(peer, path, input_size=self.shape)
@@ -93,12 +102,13 @@ class _Exports:
         from timm.utils.onnx import onnx_export
 
         names = dict(input_names=['input'], output_names=['output'])
-        onnx_export(peer, str(path), torch.randn(2, *self.shape), check=False, **names)
+        onnx_export(peer, str(path), self._images(2), check=False, **names)
 
-    def rows(self, batch_size: int | None, batch_sizes: Sequence[int]) -> Iterator[BenchRow]:
+    def rows(self) -> Iterator[BenchRow]:
+        """All measurements, each as soon as it is made."""
         yield from self._graphs()
         yield from self._start_ups()
-        for batch in [batch_size] if batch_size else batch_sizes:
+        for batch in self.settings.predictions():
             yield from self._latencies(batch)
         if 'TorchScript' in self.files:
             weights, kits = self.folder / 'weights', self.folder / 'kits'
@@ -123,7 +133,7 @@ class _Exports:
             yield self._row(f'{format}: file', 'weights', [size[format]], [weights], 'MiB')
 
     def _start_ups(self) -> Iterator[BenchRow]:
-        x = torch.randn(1, *self.shape)
+        x = self._images(1)
         start = {label: _start_up(label, path, x) for label, path in self.files.items()}
         for peer in self.peers:
             yield self._row('ONNX: start-up', peer, start['ONNX'], start[peer], 'ms')
@@ -131,9 +141,9 @@ class _Exports:
             yield self._row(f'{format}: start-up', 'ONNX', start[format], start['ONNX'], 'ms')
 
     def _latencies(self, batch: int) -> Iterator[BenchRow]:
-        x = torch.randn(batch, *self.shape)
+        x = self._images(batch)
         runs: dict[str, Run] = {EAGER: self.model} | {label: _load(label, path) for label, path in self.files.items()}
-        calls = {label: _call(run, x) for label, run in runs.items()}
+        calls: dict[str, Callable[[], object]] = {label: partial(run, x) for label, run in runs.items()}
         clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
         with torch.inference_mode():
             times = interleaved(calls, self.settings.rounds or 11, clock, warm=True, advance=self.settings.advance)
@@ -165,6 +175,7 @@ def _nodes(path: Path, folder: Path) -> dict[str, int]:
     return {what: len(onnx.load(file).graph.node) for what, file in files.items()}
 
 
+@_no_warnings()
 def _load(label: str, path: Path) -> Run:
     if label == 'TorchScript':
         return torch.jit.load(path)
@@ -187,14 +198,3 @@ def _start_up(label: str, path: Path, x: Tensor) -> list[float]:
             _load(label, path)(x)
         found.append(1e3 * (time.perf_counter() - start))
     return found
-
-
-def _call(run: Run, x: Tensor) -> Callable[[], object]:
-    return lambda: run(x)
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # TorchScript and timm's exporter are deprecated upstream
-        yield

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+MIB = 2**20  # bytes
+
 Advance = Callable[[], object]  # called after each measurement
 
 

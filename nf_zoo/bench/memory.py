@@ -13,11 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..analysis.inputs import open_network
 from ..saved_memory import saved_bytes
-from .measure import BenchRow
+from .measure import MIB, BenchRow
 from .peers import open_peers
 from .settings import Settings, Step
 
-MIB = 2**20
 KINDS = ('kept for backward, per image', "activations' peak, batch {}")
 
 

@@ -12,23 +12,19 @@ from ..folding.network import fold
 from ..net.registry import list_models
 from ..saved_memory import saved_bytes
 from ..train import allocator
-from .measure import BenchRow, interleaved
+from .measure import MIB, BenchRow, interleaved
 from .peers import open_peers, share_weights
 from .settings import Settings, Step
 
-MIB = 2**20
 LAYERS = (50, 100, 200, 400, 600)
 
 
-def bench_inference(
-    names: Sequence[str], settings: Settings, batch_sizes: Sequence[int] = (1, 8)
-) -> Iterator[BenchRow]:
+def bench_inference(names: Sequence[str], settings: Settings) -> Iterator[BenchRow]:
     """A prediction by each network, as it is and folded, beside its peers.
 
     Args:
         names: Networks.
         settings: How they are measured.
-        batch_sizes: Images of a prediction, if ``settings`` has no number.
     """
     for name in names:
         model = open_network(name)
@@ -38,7 +34,7 @@ def bench_inference(
         if found and 'floor' in peers:
             share_weights(peers['floor'], ours[f'{name}, folded'])
         # A network by itself with its peers: more networks in turn share the caches, and the times scatter.
-        for batch in [settings.batch_size] if settings.batch_size else batch_sizes:
+        for batch in settings.predictions():
             x, _ = settings.images(model, batch)
             calls = {label: settings.of(label).forward(net, x) for label, net in {**ours, **peers}.items()}
             with allocator.keep_freed():  # for all, as in an evaluation

@@ -12,9 +12,10 @@ from ..errors import UserError
 from ..net.layout import imagenet, imagenet_basic
 from ..net.network import ResNet
 from ..net.registry import list_models, timms_own, variant
-from .settings import EAGER, TIMM
+from .settings import EAGER
 from .twins import Norm, group_norm, no_norm, twin
 
+TIMM = 'timm'  # the peer that is timm's own network of the same name
 NORMS: dict[str, tuple[str, Norm]] = {
     'bn': ('BN', nn.BatchNorm2d),
     'gn': ('GN', group_norm),
@@ -50,14 +51,14 @@ def open_peers(name: str, model: nn.Module, kinds: Sequence[str], **kwargs: Any)
 def _open(name: str, model: nn.Module, kind: str, kwargs: dict[str, Any]) -> tuple[str, nn.Module]:
     if kind == EAGER:
         return EAGER, deepcopy(model)
-    classes = {'num_classes': getattr(model, 'num_classes', 1000)}
+    given = {'num_classes': getattr(model, 'num_classes', 1000), **kwargs}
     if kind == TIMM:
-        theirs = timms_own(name, **{**classes, **kwargs})
+        theirs = timms_own(name, **given)
         if theirs is None:
             raise UserError(f'timm has no network of its own called {name}: give --peer NAME')
         return f'{TIMM} {name}', theirs
     if kind not in NORMS:
-        return kind, open_network(kind, model_args={**classes, **kwargs})
+        return kind, open_network(kind, model_args=given)
     label, norm = NORMS[kind]
     if name not in list_models() or not isinstance(model, ResNet):
         raise UserError(f'{name} has no {kind} twin, which the networks of nf_zoo have: give --peer NAME')

@@ -13,7 +13,6 @@ from ..analysis.inputs import noise
 from .measure import Advance
 
 EAGER = 'eager'  # the peer that is the network itself, not compiled
-TIMM = 'timm'  # the peer that is timm's own network of the same name
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,10 @@ class Settings:
     def of(self, label: str) -> 'Settings':
         """The settings by which the network or peer of this label is measured."""
         return replace(self, compiled=False) if label == EAGER else self
+
+    def predictions(self) -> tuple[int, ...]:
+        """The numbers of images in one prediction: ``batch_size``, or one and then eight."""
+        return (self.batch_size,) if self.batch_size else (1, 8)
 
     def format(self) -> torch.memory_format:
         """The memory format of images and weights."""

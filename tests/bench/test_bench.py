@@ -136,14 +136,19 @@ def test_every_format_stands_beside_pytorch_and_onnx_beside_its_peers(monkeypatc
 
 
 @pytest.mark.soak
-def test_exports_of_a_large_network_and_the_programs_that_run_them():
+def test_exports_of_large_networks_and_the_programs_that_run_them():
     pytest.importorskip('onnxruntime')
-    settings = Settings(img_size=32, rounds=1, peers=('bn', 'timm'))
-    found = bench_export(['nf_resnet50'], settings, formats=('ONNX', 'TorchScript'))
-    rows = {f'{row.what}, {row.peer}': row for row in found}
+    formats, rows = ('ONNX', 'TorchScript'), {}
+    for name, peers in (('nf_resnet50', ('bn', 'timm')), ('eunnet50', ('floor',))):
+        for row in bench_export([name], Settings(img_size=32, rounds=1, peers=peers), formats):
+            rows[f'{row.what}, {row.peer}'] = row
     assert rows['nf_resnet50 ONNX: nodes, timm nf_resnet50'].value == 125
     assert rows['nf_resnet50 ONNX: nodes after ONNX Runtime, BN resnet50'].value <= 75
+    assert all(0 < row.ratio < 1 for what, row in rows.items() if 'largest difference' in what)
     assert {
         'python kit, nf_resnet50: start to first prediction, PyTorch eager',
-        'python kit, nf_resnet50: one more picture, PyTorch eager',
+        'python kit, eunnet50: one more picture, PyTorch eager',
     } <= set(rows)
+    assert {what.partition(',')[0] for what in rows if 'latency' in what} == {
+        f'{name} {format}: latency' for name in ('nf_resnet50', 'eunnet50') for format in formats
+    }

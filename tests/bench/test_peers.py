@@ -12,6 +12,7 @@ from nf_zoo import fold
 from nf_zoo.bench.peers import open_peers, share_weights
 from nf_zoo.bench.twins import group_norm, no_norm, twin
 from nf_zoo.errors import UserError
+from nf_zoo.layers.input_norm import InputNormConv2d, Standardize
 from nf_zoo.net.parts import SqueezeExcite
 from nf_zoo.saved_memory import saved_bytes
 
@@ -45,6 +46,8 @@ def test_a_twin_has_the_same_convolutions_and_computes(name: str) -> None:
         assert geometry(other) == geometry(model)
         assert any(isinstance(m, kind) for m in other.modules())
         assert not any(isinstance(m, nn.BatchNorm2d | nn.GroupNorm) for m in other.modules()) or norm is not no_norm
+        assert not any(isinstance(m, InputNormConv2d | Standardize) for m in other.modules())
+        assert all(type(m) is nn.Conv2d for m in other.modules() if isinstance(m, nn.Conv2d))
         x = torch.randn(2, 3, 32, 32)
         logits = other.train()(x)
         assert logits.shape == (2, 10)
